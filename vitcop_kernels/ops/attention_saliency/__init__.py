@@ -1,0 +1,3 @@
+from .op import attention_saliency
+
+__all__ = ["attention_saliency"]

@@ -1,0 +1,3 @@
+from .op import key_norms
+
+__all__ = ["key_norms"]

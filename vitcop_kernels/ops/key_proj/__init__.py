@@ -1,0 +1,3 @@
+from .op import key_proj
+
+__all__ = ["key_proj"]

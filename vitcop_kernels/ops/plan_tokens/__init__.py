@@ -1,0 +1,3 @@
+from .op import plan_tokens
+
+__all__ = ["plan_tokens"]

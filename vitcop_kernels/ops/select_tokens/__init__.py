@@ -1,0 +1,3 @@
+from .op import select_tokens
+
+__all__ = ["select_tokens"]

@@ -1,0 +1,3 @@
+from .op import vic_cluster_varlen
+
+__all__ = ["vic_cluster_varlen"]
