@@ -1,0 +1,60 @@
+# Every target works from a fresh clone: it makes .venv, installs, builds the native kernels, and goes on.
+#   make demo    a LLaVA-1.5-shaped model prunes a photograph      make test   every test, on a CPU
+# Another Python or torch (say, one with CUDA): make demo PYTHON=python3.12 TORCH="torch==2.11.0"
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+TRANSFORMERS_4 ?= transformers==4.57.*
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+BUILD_TOOLS := "setuptools>=77" "cmake>=3.24" ninja pybind11
+NATIVE := CMakeLists.txt setup.py $(shell find csrc -name '*.cpp' -o -name '*.h')
+
+.PHONY: demo test test-transformers-4 lint format bench wheel build clean
+
+demo: build
+	$(BIN)/vitcop run --out out/demo
+
+test: build
+	$(BIN)/python -m pytest
+
+# The adapter suite once more, with the oldest transformers we support.
+test-transformers-4: $(VENV)-4/.installed
+	$(VENV)-4/bin/python -m pytest tests/adapters tests/methods
+
+lint: build
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(filter csrc/%,$(NATIVE))
+
+format: build
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(filter csrc/%,$(NATIVE))
+
+bench: build
+	$(BIN)/python -m benchmarks.ratios
+	$(BIN)/python -m benchmarks.prefill
+
+wheel: build
+	$(PIP) wheel . --no-deps --no-build-isolation --wheel-dir dist
+
+build: $(VENV)/.installed
+
+clean:
+	rm -rf $(VENV) $(VENV)-4 build dist out vitcop_kernels/*.so
+
+# torch comes first and by itself: the native build compiles against it, and a range could pull another build of it.
+%/.torch:
+	$(PYTHON) -m venv $*
+	$*/bin/python -m pip --disable-pip-version-check install "$(TORCH)" numpy $(BUILD_TOOLS)
+	touch $@
+
+$(VENV)/.installed: $(VENV)/.torch pyproject.toml $(NATIVE)
+	$(PIP) install --no-build-isolation -e ".[test,dev]"
+	touch $@
+
+$(VENV)-4/.installed: $(VENV)-4/.torch $(VENV)/.installed
+	$(VENV)-4/bin/python -m pip --disable-pip-version-check install --no-build-isolation -e ".[test]" "$(TRANSFORMERS_4)"
+	touch $@
