@@ -1,6 +1,7 @@
 """Budgets and costs against every entry of Tables 4, 7 and 8 of the paper."""
 
 import pytest
+
 from vitcop import budget
 from vitcop.budget import schedule_for
 
@@ -23,7 +24,9 @@ def test_retention_gives_table_8(retention, ratios):
 
 
 @pytest.mark.parametrize("retention", [0.003, 1 / 36, 1 / 18, 0.1, 1 / 9, 0.2, 1 / 3, 0.5, 0.74, 0.8, 0.95, 1.0])
-@pytest.mark.parametrize(("layers", "shallow", "deep"), [(32, 2, 22), (40, 2, 28), (32, 1, 22), (32, 3, 27), (6, 2, 4), (12, 4, 8)])
+@pytest.mark.parametrize(
+    ("layers", "shallow", "deep"), [(32, 2, 22), (40, 2, 28), (32, 1, 22), (32, 3, 27), (6, 2, 4), (12, 4, 8)]
+)
 def test_the_layer_average_of_a_schedule_is_the_retention_asked_for(retention, layers, shallow, deep):
     schedule = schedule_for(retention, num_layers=layers, shallow_layer=shallow, deep_layer=deep)
     assert schedule.retention == pytest.approx(retention, rel=1e-12)
@@ -35,7 +38,8 @@ def test_token_counts_of_llava_15():
 
 
 @pytest.mark.parametrize(
-    ("retention", "stage1", "counts"), [(0.1111, 0.3, (172, 77, 15)), (0.2222, 0.4, (230, 165, 33)), (0.3333, 0.5, (288, 253, 51))]
+    ("retention", "stage1", "counts"),
+    [(0.1111, 0.3, (172, 77, 15)), (0.2222, 0.4, (230, 165, 33)), (0.3333, 0.5, (288, 253, 51))],
 )
 def test_released_counts_are_the_authors(retention, stage1, counts):
     schedule = schedule_for(retention, stage1_ratio=stage1)
@@ -106,10 +110,16 @@ def test_layer_tokens_and_counter_inputs_differ_at_the_pruning_layers_alone():
         ({"retention": 0.0}, r"retention: expected a share in \(0, 1\], got 0"),
         ({"retention": 1.5}, r"retention: expected a share in \(0, 1\], got 1.5"),
         ({"retention": 0.1, "stage1_ratio": 2.0}, r"stage1_ratio: expected a share in \(0, 1\], got 2"),
-        ({"retention": 0.05, "stage1_ratio": 0.9}, "infeasible budget: .* change the retention, stage1_ratio, or the layers"),
+        (
+            {"retention": 0.05, "stage1_ratio": 0.9},
+            "infeasible budget: .* change the retention, stage1_ratio, or the layers",
+        ),
         ({"retention": 0.5, "stage1_ratio": 0.3}, "infeasible budget"),
         ({"retention": 0.1, "deep_share": 0.0}, r"deep_share: expected a share in \(0, 1\], got 0"),
-        ({"retention": 0.1, "shallow_layer": 22}, "layers: expected 1 <= shallow_layer < deep_layer < 32 .* got shallow_layer 22"),
+        (
+            {"retention": 0.1, "shallow_layer": 22},
+            "layers: expected 1 <= shallow_layer < deep_layer < 32 .* got shallow_layer 22",
+        ),
         ({"retention": 0.1, "deep_layer": 32}, "layers: expected .* got shallow_layer 2, deep_layer 32"),
     ],
 )
@@ -119,10 +129,14 @@ def test_infeasible_budgets_say_what_to_change(options, words):
 
 
 def test_released_counts_refuse_what_cannot_be():
-    with pytest.raises(ValueError, match="infeasible budget: retention 0.02 .* asks Stage II for -?[0-9]+ of 518 tokens"):
+    with pytest.raises(
+        ValueError, match=r"infeasible budget: retention 0.02 .* asks Stage II for -?[0-9]+ of 518 tokens"
+    ):
         schedule_for(0.5, stage1_ratio=0.9).released_counts(M, 0.02)
 
 
-@pytest.mark.parametrize(("layers", "expected"), [(32, (2, 22)), (40, (2, 28)), (28, (2, 19)), (12, (2, 8)), (6, (2, 4)), (3, (1, 2))])
+@pytest.mark.parametrize(
+    ("layers", "expected"), [(32, (2, 22)), (40, (2, 28)), (28, (2, 19)), (12, (2, 8)), (6, (2, 4)), (3, (1, 2))]
+)
 def test_default_layers_scale_with_depth(layers, expected):
     assert budget.default_layers(layers) == expected

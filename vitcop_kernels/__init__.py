@@ -1,7 +1,7 @@
 """Fused kernels for visual token pruning, as torch custom ops.
 
-Every function here is a thin door to `torch.ops.vitcop.<name>`. `torch.ops.vitcop_reference.<name>` is the same op in plain
-PyTorch, on any device and in float64: what the kernels are tested against.
+Every function here is a thin door to `torch.ops.vitcop.<name>`. `torch.ops.vitcop_reference.<name>` is the same op in
+plain PyTorch, on any device and in float64: what the kernels are tested against.
 """
 
 import os
@@ -18,6 +18,6 @@ if os.environ.get("VITCOP_NATIVE", "1") == "0":
     native_error = "switched off by VITCOP_NATIVE=0"
 else:
     try:
-        from . import _C  # noqa: F401  (importing it registers the native kernels)
+        import vitcop_kernels._C  # noqa: F401  (importing it registers the native kernels)
     except ImportError as error:
         native_error = f"not built, or built for another torch: {error}"

@@ -1,8 +1,8 @@
 """Two torch.library namespaces with one schema per op.
 
 `torch.ops.vitcop.<op>` is what users call: the reference serves every backend, native kernels replace it on theirs.
-`torch.ops.vitcop_reference.<op>` is always the plain PyTorch truth, on any device and in float64: what tests compare with,
-and where native kernels send the dtypes they do not handle.
+`torch.ops.vitcop_reference.<op>` is always the plain PyTorch truth, on any device and in float64: what tests compare
+with, and where native kernels send the dtypes they do not handle.
 """
 
 import functools
@@ -25,9 +25,9 @@ def register(
 ) -> None:
     """Define one op in both namespaces: schema, reference for every backend, fake, autograd.
 
-    `check` takes the op's arguments and raises on bad ones; it runs before the reference and before the fake. Native kernels
-    check for themselves, in the same words.
-    Without `backward` the op is not differentiable, and a gradient asked through it raises a RuntimeError that says so.
+    `check` takes the op's arguments and raises on bad ones; it runs before the reference and before the fake. Native
+    kernels check for themselves, in the same words. Without `backward` the op is not differentiable, and a gradient
+    asked through it raises a RuntimeError that says so.
     """
     op_name = schema[: schema.index("(")]
     if backward is None:
@@ -52,7 +52,8 @@ def _checked(check: Callable[..., None], implementation: Callable[..., Any]) -> 
 def _refuse_backward(op_name: str) -> Callable[..., Any]:
     def backward(ctx: Any, *grads: torch.Tensor | None) -> Any:
         raise RuntimeError(
-            f"{op_name}: has no gradient (it ranks or chooses tokens); detach its inputs, or take gradients through segment_mean"
+            f"{op_name}: has no gradient (it ranks or chooses tokens); "
+            "detach its inputs, or take gradients through segment_mean"
         )
 
     return backward

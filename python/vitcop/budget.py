@@ -1,14 +1,15 @@
 """Budgets and costs: retention to per-stage ratios and back, Eq. 7-10, and the counter that the paper's tables used.
 
-Symbols as in the paper: `m` visual tokens of a sample, `L` decoder layers, Stage II prunes the input of layer `l_s` and Stage III
-that of `l_d` (0-based), `pi1 >= pi2 >= pi3` the shares of `m` that the three stages keep.
+Symbols as in the paper: `m` visual tokens of a sample, `L` decoder layers, Stage II prunes the input of layer `l_s` and
+Stage III that of `l_d` (0-based), `pi1 >= pi2 >= pi3` the shares of `m` that the three stages keep.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-# Table 8 for LLaVA-1.5-7B: retention -> pi1. alpha (the centre ratio) is the authors' for the upper three: .09 + .27 r exactly.
+# retention -> pi1: Table 8 (LLaVA-1.5-7B), and full retention at either end of what three stages can average.
 STAGE1_AT = ((0.0, 0.0), (1 / 18, 0.25), (1 / 9, 0.3), (2 / 9, 0.4), (1 / 3, 0.5), (3 / 4, 1.0), (1.0, 1.0))
 # The share of the tokens that layers 0..l_s-1 may use up when pi1 is ours to choose.
 MAX_STAGE1_SHARE = 0.85
@@ -53,8 +54,8 @@ class Schedule:
         second = round((self.num_layers * retention / self.stage1_ratio - self.shallow_layer) / deep_weight * first)
         if second < 1 or second > first:
             raise ValueError(
-                f"infeasible budget: retention {retention:.4g} with stage1_ratio {self.stage1_ratio:.4g} asks Stage II for "
-                f"{second} of {first} tokens; change the retention, stage1_ratio, or the layers"
+                f"infeasible budget: retention {retention:.4g} with stage1_ratio {self.stage1_ratio:.4g} asks "
+                f"Stage II for {second} of {first} tokens; change the retention, stage1_ratio, or the layers"
             )
         return first, second, max(1, round(second / 5))
 
@@ -66,7 +67,7 @@ def keep(m: int, ratio: float) -> int:
 
 def default_stage1_ratio(retention: float, num_layers: int = 32, shallow_layer: int = 2) -> float:
     """pi1 by Table 8, interpolated linearly in between, and small enough to leave the later layers a share."""
-    for (r0, p0), (r1, p1) in zip(STAGE1_AT, STAGE1_AT[1:], strict=False):
+    for (r0, p0), (r1, p1) in itertools.pairwise(STAGE1_AT):
         if retention <= r1:
             ratio = p0 + (p1 - p0) * (retention - r0) / (r1 - r0)
             return min(ratio, MAX_STAGE1_SHARE * num_layers * retention / shallow_layer)
@@ -91,8 +92,9 @@ def schedule_for(
 ) -> Schedule:
     """Ratios whose layer average is `retention`, with `pi3 = deep_share * pi2`:
 
-    `pi2 = (L*r - l_s*pi1) / ((l_d - l_s) + (L - l_d)*deep_share)`. With L = 32, l_s = 2, l_d = 22 this is Table 8. Where even
-    pi1 = pi2 = 1 average less than `retention`, pi3 grows instead. Given ratios stand, and the others make up the rest.
+    `pi2 = (L*r - l_s*pi1) / ((l_d - l_s) + (L - l_d)*deep_share)`. With L = 32, l_s = 2, l_d = 22 this is Table 8.
+    Where even pi1 = pi2 = 1 average less than `retention`, pi3 grows instead. Given ratios stand, and the others make up the
+    rest.
 
     Raises ValueError when no such ratios exist, naming what to change.
     """

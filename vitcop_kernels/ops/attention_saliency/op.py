@@ -37,18 +37,18 @@ def _fake(query: Tensor, key: Tensor, mask: Tensor | None = None, *, scale: floa
 
 register(
     "attention_saliency(Tensor query, Tensor key, Tensor? mask=None, *, float? scale=None) -> Tensor",
-    check=check, reference=reference.attention_saliency,
+    check=check,
+    reference=reference.attention_saliency,
     fake=_fake,
 )
 
 
-def attention_saliency(
-    query: Tensor, key: Tensor, mask: Tensor | None = None, *, scale: float | None = None
-) -> Tensor:
-    """Attention received by each key, `sum_h sum_m softmax_j(q_m . k_j * scale)`: a *larger* value means a more salient token.
+def attention_saliency(query: Tensor, key: Tensor, mask: Tensor | None = None, *, scale: float | None = None) -> Tensor:
+    """Attention received by each key, `sum_h sum_m softmax_j(q_m . k_j * scale)`; a *larger* value is more salient.
 
-    With the [CLS] row as query this is Eq. 1; with the last prompt row it is FastV's and PyramidDrop's score, with rater
-    rows SparseVLM's. The `[B, H, M, N]` attention is never materialised, and the model's own attention keeps its backend.
+    With the [CLS] row as query this is Eq. 1; with the last prompt row it is FastV's and PyramidDrop's score, with
+    rater rows SparseVLM's. The `[B, H, M, N]` attention is never materialised, and the model's own attention keeps
+    its backend.
 
     Args:
         query: `[B, Hq, M, d]` or `[Hq, M, d]`, float32, bfloat16 or float16; M is small.

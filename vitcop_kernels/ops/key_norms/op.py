@@ -29,7 +29,8 @@ register('key_norms(Tensor keys, *, str heads="l2") -> Tensor', check=check, ref
 def key_norms(keys: Tensor, *, heads: str = "l2") -> Tensor:
     """L2 norm of every token's key, the text saliency of ViTCoP: a *smaller* norm means a more salient token.
 
-    `heads="l2"` is Eq. 4, `|K_i| = sqrt(sum_h |K_i^(h)|^2)`; `heads="mean"` is `|mean_h K_i^(h)|`, as the authors released it.
+    `heads="l2"` is Eq. 4, `|K_i| = sqrt(sum_h |K_i^(h)|^2)`; `heads="mean"` is `|mean_h K_i^(h)|`, as the authors
+    released it.
     Both are the same before and after RoPE, since the heads of one token share one rotation.
 
     Args:
@@ -37,7 +38,8 @@ def key_norms(keys: Tensor, *, heads: str = "l2") -> Tensor:
         heads: "l2" or "mean".
 
     Returns:
-        `[B, N]` or `[N]`, float32. Right for huge and tiny values alike; NaN where a key holds NaN, inf where it holds inf.
+        `[B, N]` or `[N]`, float32. Right for huge and tiny values alike; NaN where a key holds NaN, inf where it
+        holds inf.
 
     Raises:
         ValueError, TypeError: a shape, option or dtype other than the above.

@@ -39,8 +39,10 @@ def _fake(
 
 
 register(
-    'key_proj(Tensor hidden, Tensor weight, Tensor? bias=None, *, int num_heads, str heads="l2") -> (Tensor keys, Tensor norms)',
-    check=check, reference=reference.key_proj,
+    "key_proj(Tensor hidden, Tensor weight, Tensor? bias=None, *, "
+    'int num_heads, str heads="l2") -> (Tensor keys, Tensor norms)',
+    check=check,
+    reference=reference.key_proj,
     fake=_fake,
 )
 
@@ -58,8 +60,9 @@ def key_proj(
         heads: "l2" (Eq. 4) or "mean" (norm of the head-mean key), see `key_norms`.
 
     Returns:
-        keys `[B, H, N, d]` in the dtype of `hidden`, laid out as Hugging Face lays them out (the transposed view of a contiguous
-        `[B, N, H, d]`), and norms `[B, N]` in float32; a smaller norm means a more salient token. NaN and inf propagate.
+        keys `[B, H, N, d]` in the dtype of `hidden`, laid out as Hugging Face lays them out (the transposed view of a
+        contiguous `[B, N, H, d]`), and norms `[B, N]` in float32; a smaller norm means a more salient token. NaN and
+        inf propagate.
 
     Raises:
         ValueError, TypeError: shapes that do not fit, unknown options, dtypes other than the above.

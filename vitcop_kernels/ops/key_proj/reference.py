@@ -16,6 +16,6 @@ def project(hidden: Tensor, weight: Tensor, bias: Tensor | None, num_heads: int)
 def key_proj(
     hidden: Tensor, weight: Tensor, bias: Tensor | None = None, *, num_heads: int, heads: str = "l2"
 ) -> tuple[Tensor, Tensor]:
-    wide = [t if t is None else t.to(torch.float64) for t in (hidden, weight, bias)]
-    keys = project(wide[0], wide[1], wide[2], num_heads)
+    wide_bias = None if bias is None else bias.to(torch.float64)
+    keys = project(hidden.to(torch.float64), weight.to(torch.float64), wide_bias, num_heads)
     return keys.to(hidden.dtype), norms_of(keys, heads).to(acc_dtype(hidden.dtype))

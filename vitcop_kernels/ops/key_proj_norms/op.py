@@ -50,7 +50,8 @@ def _fake(
 register(
     "key_proj_norms(Tensor hidden, Tensor weight, Tensor? bias=None, Tensor? rms_weight=None, *, float rms_eps=1e-6, "
     'int num_heads, str heads="l2") -> Tensor',
-    check=check, reference=reference.key_proj_norms,
+    check=check,
+    reference=reference.key_proj_norms,
     fake=_fake,
 )
 
@@ -72,7 +73,8 @@ def key_proj_norms(
 
     Args:
         hidden: `[B, N, C]` or `[N, C]`, float32, bfloat16 or float16, any strides.
-        weight: `[H*d, C]`, the weight of `k_proj`; bias: `[H*d]` or None; rms_weight: `[C]` or None; all of `hidden`'s dtype.
+        weight: `[H*d, C]`, the weight of `k_proj`; bias: `[H*d]` or None; rms_weight: `[C]` or None; all of
+            `hidden`'s dtype.
         rms_eps: epsilon of the RMSNorm, at least 0.
         num_heads: `H`, the number of key heads. heads: "l2" or "mean", see `key_norms`.
 

@@ -50,24 +50,25 @@ def plan_tokens(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Turn clusters and scores into a plan of `S = min(budget, N)` output tokens (Algorithm 3).
 
-    Every cluster keeps its `q_c` best tokens (*lower score = kept first*) as they are and merges the rest into one token.
-    Output token `s` is made of the tokens `perm[offsets[s]:offsets[s+1]]` (ascending): an elite is a segment of one, a
-    cluster's remainder one segment. Output tokens are ordered by anchor.
+    Every cluster keeps its `q_c` best tokens (*lower score = kept first*) as they are and merges the rest into one
+    token. Output token `s` is made of the tokens `perm[offsets[s]:offsets[s+1]]` (ascending): an elite is a segment
+    of one, a cluster's remainder one segment. Output tokens are ordered by anchor.
 
     Quotas, with `N_c` non-empty clusters of `n` tokens in all and `B_e = budget - N_c`:
 
-    - "exact": `floor(|C_c| * B_e / n)` (Eq. 5) in integers; the missing elites are dealt one each in rounds by descending
-      remainder (ties: lower label), skipping clusters down to their last token. Always `budget` segments.
-    - "floor": Eq. 5 literally, which loses up to `N_c - 1` tokens. With `fill` the free slots go to the lowest-scored tokens
-      that are neither elite nor the last of their cluster; without it they stay empty at the end, see below.
-    - "released": as the authors' code: weights `(|C_c| - 1) / (n - N_c)` in float32, round half to even, one repair pass.
+    - "exact": `floor(|C_c| * B_e / n)` (Eq. 5) in integers; the missing elites are dealt one each in rounds by
+      descending remainder (ties: lower label), skipping clusters down to their last token. Always `budget` segments.
+    - "floor": Eq. 5 literally, which loses up to `N_c - 1` tokens. With `fill` the free slots go to the lowest-scored
+      tokens that are neither elite nor the last of their cluster; without it they stay empty at the end, see below.
+    - "released": as the authors' code: weights `(|C_c| - 1) / (n - N_c)` in float32, round half to even, one repair
+      pass.
 
-    With more clusters than budget, the `budget - 1` clusters of smallest summed score become one token each and everything
-    else becomes one token. With `budget >= n` every token is kept.
+    With more clusters than budget, the `budget - 1` clusters of smallest summed score become one token each and
+    everything else becomes one token. With `budget >= n` every token is kept.
 
     Args:
-        labels: `[B, N]` or `[N]`, int64 or int32. A label outside `[0, num_clusters)` belongs to no cluster: such tokens are
-            dropped, except that under "released" they form one more cluster.
+        labels: `[B, N]` or `[N]`, int64 or int32. A label outside `[0, num_clusters)` belongs to no cluster: such
+            tokens are dropped, except that under "released" they form one more cluster.
         scores: same shape, float32, bfloat16 or float16; NaN is the worst, ties go to the lower index.
         num_clusters: upper bound of the labels; budget: tokens to come out; both at least 1.
         quota: "exact", "floor" or "released". fill: see "floor".

@@ -1,7 +1,7 @@
 """Collaborative pruning (Eq. 5, Algorithm 3): from clusters and scores to a CSR of output tokens.
 
-`K` is the number of clusters the caller allows, `S` the number of segments. Everything is a batched tensor operation: no
-value is read on the host.
+`K` is the number of clusters the caller allows, `S` the number of segments. Everything is a batched tensor operation:
+no value is read on the host.
 """
 
 import torch
@@ -80,7 +80,7 @@ def _floor_quota(size: Tensor, elite_budget: Tensor, num_tokens: Tensor) -> tupl
 
 
 def _deal_missing(count: Tensor, missing: Tensor, remainder: Tensor, size: Tensor) -> Tensor:
-    """One elite each in rounds by descending remainder (ties: lower label), skipping clusters down to their last member."""
+    """One elite each in rounds by descending remainder (ties: lower label), skipping clusters down to one member."""
     room = (size - 1 - count).clamp(min=0)  # [B, K]
     rounds = torch.arange(size.shape[-1] + 1, device=size.device)
     dealt = torch.minimum(room[:, None], rounds[:, None]).sum(-1)  # [B, rounds]: elites dealt by that many full rounds
@@ -118,7 +118,9 @@ def _first(can: Tensor, order: Tensor, how_many: Tensor) -> Tensor:
     return torch.zeros_like(can).scatter_(-1, order, picked)
 
 
-def _csr(clustered: Tensor, elite: Tensor, group: Tensor, num_groups: int, num_segments: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _csr(
+    clustered: Tensor, elite: Tensor, group: Tensor, num_groups: int, num_segments: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Elites as segments of one, the rest of each group as one segment, ordered by anchor."""
     batch, n = group.shape
     slot = torch.arange(n, device=group.device).expand(batch, n)

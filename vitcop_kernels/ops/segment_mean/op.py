@@ -91,20 +91,21 @@ def segment_mean(
 ) -> Tensor:
     """Average the tokens of every segment (Eq. 6): `y[s] = mean(x[perm[offsets[s]:offsets[s+1]]])`.
 
-    A segment of one is copied bit for bit, so one call compacts a whole sequence whose text tokens are segments of one. An
-    empty segment gives 0.
+    A segment of one is copied bit for bit, so one call compacts a whole sequence whose text tokens are segments of
+    one. An empty segment gives 0.
 
     Args:
         x: `[B, N, C]` or `[N, C]`, float32, bfloat16 or float16, any strides.
-        perm: `[B, N]` int64 in `[0, N)`; offsets: `[B, S+1]` int64, ascending in `[0, N]`; as `plan_tokens` makes them. On
-            the CPU other values raise ValueError; on a GPU, where looking would cost a host sync, they are clamped.
+        perm: `[B, N]` int64 in `[0, N)`; offsets: `[B, S+1]` int64, ascending in `[0, N]`; as `plan_tokens` makes
+            them. On the CPU other values raise ValueError; on a GPU, where looking would cost a host sync, they are
+            clamped.
         anchors: `[B, S]` int64 and merged: `[B, S]` bool, needed by "anchor_plus_mean" alone.
-        merge: "mean" (Eq. 6), or "anchor_plus_mean" as the authors released it: `y[s] = x[anchors[s]] + mean` where merged,
-            which about doubles the norm of a merged token.
+        merge: "mean" (Eq. 6), or "anchor_plus_mean" as the authors released it: `y[s] = x[anchors[s]] + mean` where
+            merged, which about doubles the norm of a merged token.
 
     Returns:
-        `[B, S, C]` or `[S, C]` in the dtype of `x`; sums in float32 or better, the same bits on every run. NaN and inf stay
-        in their segment.
+        `[B, S, C]` or `[S, C]` in the dtype of `x`; sums in float32 or better, the same bits on every run. NaN and
+        inf stay in their segment.
 
     Raises:
         ValueError, TypeError: shapes that do not fit, unknown options, dtypes other than the above.

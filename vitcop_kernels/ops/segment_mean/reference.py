@@ -26,14 +26,16 @@ def segment_mean(
     lengths = bounds.diff()  # [B, 1 + S + 1]
     sums = torch.segment_reduce(rows.flatten(0, 1), "sum", lengths=lengths.flatten(), unsafe=True, initial=0.0)
     mean = (sums.view(batch, -1, width) / lengths.clamp(min=1)[..., None])[:, 1:-1]
-    if merge == "anchor_plus_mean":
+    if merge == "anchor_plus_mean" and anchors is not None and merged is not None:
         anchor = wide.gather(1, anchors.clamp(0, n - 1)[..., None].expand(-1, -1, width))
         mean = torch.where(merged[..., None], anchor + mean, mean)
     return mean.to(x.dtype)
 
 
-def backward(grad: Tensor, n: int, perm: Tensor, offsets: Tensor, anchors: Tensor | None, merged: Tensor | None) -> Tensor:
-    """Gradient with respect to x: every member gets its share `grad/len`, an anchor that was added its `grad` besides."""
+def backward(
+    grad: Tensor, n: int, perm: Tensor, offsets: Tensor, anchors: Tensor | None, merged: Tensor | None
+) -> Tensor:
+    """Gradient with respect to x: every member gets `grad/len`, an anchor that was added `grad` besides."""
     if grad.dim() == 2:
         lift = [None if t is None else t[None] for t in (anchors, merged)]
         return backward(grad[None], n, perm[None], offsets[None], lift[0], lift[1])[0]

@@ -22,7 +22,10 @@ def _fake(scores: Tensor, k: int, *, largest: bool = False) -> Tensor:
 
 
 register(
-    "select_tokens(Tensor scores, SymInt k, *, bool largest=False) -> Tensor", check=check, reference=reference.select_tokens, fake=_fake
+    "select_tokens(Tensor scores, SymInt k, *, bool largest=False) -> Tensor",
+    check=check,
+    reference=reference.select_tokens,
+    fake=_fake,
 )
 
 

@@ -122,16 +122,19 @@ def vic_cluster(
     """Cluster tokens by density peaks.
 
     1. `d_ij = dist_scale * |f_i - f_j|`, or `dist_scale * (1 - cos(f_i, f_j))` with `metric="cosine"`.
-    2. Density (Eq. 2) `rho_i = sum_{j != i} exp(-(d_ij / d_c)^2)`, ranked in the log domain where it cannot underflow; or with
-       `density="knn"` `rho_i = exp(-mean of the knn smallest d_ij^2)`, without `d_c`. `include_self` counts `j = i` too.
-    3. `delta_i, parent_i` (Eq. 3): distance and index of the nearest denser token within `tau` of position `p_i` (boundary
-       included). A token with none so near has `delta = inf` and the nearest denser token anywhere as its parent; the densest
-       has parent -1. Equal densities: the lower index is the denser.
+    2. Density (Eq. 2) `rho_i = sum_{j != i} exp(-(d_ij / d_c)^2)`, ranked in the log domain where it cannot underflow;
+       or with `density="knn"` `rho_i = exp(-mean of the knn smallest d_ij^2)`, without `d_c`. `include_self` counts
+       `j = i` too.
+    3. `delta_i, parent_i` (Eq. 3): distance and index of the nearest denser token within `tau` of position `p_i`
+       (boundary included). A token with none so near has `delta = inf` and the nearest denser token anywhere as its
+       parent; the densest has parent -1. Equal densities: the lower index is the denser.
     4. The `num_centers` tokens of largest (`gamma = rho * delta`, then rho, then lower index) are the centres.
-    5. Every other token takes the label at the end of its parent chain, or with `assign="nearest"` of its nearest centre.
+    5. Every other token takes the label at the end of its parent chain, or with `assign="nearest"` of its nearest
+       centre.
 
-    `semantics="released"` is the authors' code with its bugs: `j = i` counts, densities are float32 and ties make tokens each
-    other's parents, `d = sqrt(d^2 + 1e-8)`, a token without a parent has parent 0, and cycles without a centre get label -1.
+    `semantics="released"` is the authors' code with its bugs: `j = i` counts, densities are float32 and ties make
+    tokens each other's parents, `d = sqrt(d^2 + 1e-8)`, a token without a parent has parent 0, and cycles without a
+    centre get label -1.
 
     Args:
         features: `[B, N, D]` or `[N, D]`, float32, bfloat16 or float16, any strides.
@@ -140,15 +143,17 @@ def vic_cluster(
         tau: spatial limit, the paper uses 0.6 of the image's side; inf switches it off.
         num_centers: clusters per sample, in [1, N]; see `num_centers_for`.
         metric, dist_scale, density, knn, include_self, assign, root_delta: other density-peak clusterings, as above.
-            `root_delta="max"` replaces an infinite delta by the largest distance. `include_self=None` follows `semantics`.
+            `root_delta="max"` replaces an infinite delta by the largest distance. `include_self=None` follows
+            `semantics`.
         valid: `[B, N]` bool; False is padding: label -1, parent -1, rho 0, delta inf, and it exists for no other token.
         center_counts: `[B]` int, clusters wanted in each sample, clamped to [1, num_centers].
 
     Returns:
-        labels `[B, N]` int64 in `[0, num_centers)`, centers `[B, num_centers]` int64 ascending with `labels[centers[k]] = k`
-        (-1 beyond a sample's count), parent `[B, N]` int64, rho and delta `[B, N]` float32. Same input, same bits, alone or in
-        a batch. Exact duplicates tie exactly. A token with NaN or inf among its features is infinitely far from all others: it
-        has rho 0, delta inf, sorts last as a centre and takes the densest token as its parent.
+        labels `[B, N]` int64 in `[0, num_centers)`, centers `[B, num_centers]` int64 ascending with
+        `labels[centers[k]] = k` (-1 beyond a sample's count), parent `[B, N]` int64, rho and delta `[B, N]` float32.
+        Same input, same bits, alone or in a batch. Exact duplicates tie exactly. A token with NaN or inf among its
+        features is infinitely far from all others: it has rho 0, delta inf, sorts last as a centre and takes the
+        densest token as its parent.
 
     Raises:
         ValueError, TypeError: shapes that do not fit, options or dtypes other than the above.
@@ -163,7 +168,7 @@ def vic_cluster(
 
 
 def num_centers_for(center_ratio: float, num_tokens: int, *, semantics: str = "paper") -> int:
-    """Clusters for a share of the tokens: `ceil(alpha * N)` as in Algorithm 2, or the authors' `max(1, int(alpha * N))`."""
+    """Clusters for a share of the tokens: `ceil(alpha * N)` of Algorithm 2, or the authors' `max(1, int(alpha*N))`."""
     checks.one_of("num_centers_for", "semantics", semantics, "paper", "released")
     if not 0 < center_ratio <= 1:
         checks.fail("num_centers_for", "center_ratio", "a share in (0, 1]", f"{center_ratio:g}")

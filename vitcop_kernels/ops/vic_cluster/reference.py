@@ -1,10 +1,10 @@
 """Density-peak clustering (Eq. 2-3, Algorithm 2) in float64, batched, with no value read on the host.
 
-Distances are true differences; densities live in the log domain, where nothing underflows, and their sums do not depend on the
-order of the tokens, so that exact duplicates tie exactly.
+Distances are true differences; densities live in the log domain, where nothing underflows, and their sums do not
+depend on the order of the tokens, so that exact duplicates tie exactly.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,6 +30,23 @@ def vic_cluster(
     num_centers: int,
     valid: Tensor | None = None,
     center_counts: Tensor | None = None,
+    **options: Any,
+) -> Clusters:
+    if features.dim() == 3:
+        return _cluster(features, positions, d_c, tau, num_centers, valid, center_counts, **options)
+    valid, center_counts = (None if t is None else t[None] for t in (valid, center_counts))
+    batch = _cluster(features[None], positions, d_c, tau, num_centers, valid, center_counts, **options)
+    return Clusters(*(t[0] for t in batch))
+
+
+def _cluster(
+    features: Tensor,
+    positions: Tensor | None,
+    d_c: float,
+    tau: float,
+    num_centers: int,
+    valid: Tensor | None,
+    center_counts: Tensor | None,
     *,
     semantics: str = "paper",
     metric: str = "l2",
@@ -40,13 +57,6 @@ def vic_cluster(
     assign: str = "parent",
     root_delta: str = "inf",
 ) -> Clusters:
-    if features.dim() == 2:
-        lift = [None if t is None else t[None] for t in (valid, center_counts)]
-        options = dict(metric=metric, dist_scale=dist_scale, density=density, knn=knn, include_self=include_self)
-        batch = vic_cluster(features[None], positions, d_c, tau, num_centers, lift[0], lift[1], semantics=semantics,
-                            assign=assign, root_delta=root_delta, **options)  # fmt: skip
-        return Clusters(*(t[0] for t in batch))
-
     released = semantics == "released"
     n = features.shape[1]
     real = features.isfinite().all(-1)  # [B, N]
@@ -77,15 +87,9 @@ def vic_cluster(
         widest = d2.masked_fill(d2 == INF, 0.0).amax(dim=(-2, -1))  # [B]
         delta2 = torch.where(orphan, widest[:, None], delta2)
 
-    if released:
-        order = _order_as_released(rho, delta2, real, valid)
-    else:
-        order = _order_by_gamma(log_rho, delta2, valid, root)
+    order = _order_as_released(rho, delta2, real, valid) if released else _order_by_gamma(log_rho, delta2, valid, root)
     is_center, centers = _centers(order, valid, num_centers, center_counts)
-    if assign == "nearest":
-        label = _label_of_nearest(d2, is_center)
-    else:
-        label = _label_of_chain(parent, is_center)
+    label = _label_of_nearest(d2, is_center) if assign == "nearest" else _label_of_chain(parent, is_center)
     parent = parent.masked_fill(~valid, -1)
     delta = delta2.sqrt().masked_fill(~valid, INF).to(rho.dtype)
     return Clusters(label.masked_fill(~valid, -1), centers, parent, rho.to(acc_dtype(features.dtype)), delta)
@@ -156,8 +160,11 @@ def _order_by_gamma(log_rho: Tensor, delta2: Tensor, valid: Tensor, root: Tensor
 
 
 def _order_as_released(rho: Tensor, delta2: Tensor, real: Tensor, valid: Tensor) -> Tensor:
-    """The authors' `argsort(-gamma)`, ties and all: it is not stable, so equal (say, infinite) gammas come out in an order of
-    torch's own, and only the same call gives the same centres."""
+    """The authors' `argsort(-gamma)`, ties and all.
+
+    It is not stable: equal (say, infinite) gammas come out in an order of torch's own, and only the same call gives the
+    same centres.
+    """
     gamma = torch.where(delta2 == INF, INF, rho * delta2.sqrt().to(rho.dtype))
     gamma = gamma.masked_fill(~real, -1.0).masked_fill(~valid, -INF)
     order = torch.empty(gamma.shape, dtype=torch.int64, device=gamma.device)

@@ -63,8 +63,8 @@ def _fake(
 
 
 register(
-    "vic_cluster_varlen(Tensor features, Tensor? positions, Tensor cu_seqlens, SymInt max_seqlen, float d_c, float tau, "
-    f"SymInt num_centers, Tensor? center_counts=None, *, {OPTIONS}) -> {RESULT}",
+    "vic_cluster_varlen(Tensor features, Tensor? positions, Tensor cu_seqlens, SymInt max_seqlen, "
+    f"float d_c, float tau, SymInt num_centers, Tensor? center_counts=None, *, {OPTIONS}) -> {RESULT}",
     check=check,
     reference=reference.vic_cluster_varlen,
     fake=_fake,
@@ -94,15 +94,15 @@ def vic_cluster_varlen(
 
     Args:
         features: `[T, D]`; positions: `[T, P]` or None; dtypes and the other options as for `vic_cluster`.
-        cu_seqlens: `[B+1]` int32 or int64, sample b is rows `cu_seqlens[b]:cu_seqlens[b+1]`: ascending from 0 to T. On the CPU
-            anything else raises ValueError; on a GPU, where looking would cost a host sync, it is clamped.
+        cu_seqlens: `[B+1]` int32 or int64, sample b is rows `cu_seqlens[b]:cu_seqlens[b+1]`: ascending from 0 to T.
+            On the CPU anything else raises ValueError; on a GPU, where looking would cost a host sync, it is clamped.
         max_seqlen: the longest sample, an upper bound will do.
         num_centers: width of `centers`, in [1, max_seqlen]; a sample shorter than that has as many clusters as tokens.
         center_counts: `[B]` int, clusters wanted in each sample, clamped to [1, num_centers].
 
     Returns:
-        labels, parent `[T]` int64 and centers `[B, num_centers]` int64, all counted within their sample (-1 beyond a sample's
-        count); rho, delta `[T]` float32. Each sample has the bits that `vic_cluster` gives it alone.
+        labels, parent `[T]` int64 and centers `[B, num_centers]` int64, all counted within their sample (-1 beyond a
+        sample's count); rho, delta `[T]` float32. Each sample has the bits that `vic_cluster` gives it alone.
 
     Raises:
         ValueError, TypeError: as `vic_cluster`, and for malformed `cu_seqlens` on the CPU.

@@ -24,7 +24,16 @@ def vic_cluster_varlen(
     valid = local < length[:, None]  # [B, max_seqlen]
     source = (start[:, None] + local).clamp(max=total - 1)
     places = None if positions is None else positions[source]
-    batch = padded.vic_cluster(features[source], places, d_c, tau, num_centers, valid, center_counts, **options)  # type: ignore[arg-type]
+    batch = padded.vic_cluster(
+        features[source],
+        places,
+        d_c,
+        tau,
+        num_centers,
+        valid,
+        center_counts,
+        **options,  # type: ignore[arg-type]
+    )
 
     token = torch.arange(total, device=features.device)
     sample = (torch.searchsorted(cu_seqlens.long().contiguous(), token, right=True) - 1).clamp(0, start.shape[0] - 1)
@@ -36,5 +45,9 @@ def vic_cluster_varlen(
         return values[sample, place].masked_fill(~held, otherwise)
 
     return padded.Clusters(
-        pack(batch.labels, -1), batch.centers, pack(batch.parent, -1), pack(batch.rho, 0.0), pack(batch.delta, padded.INF)
+        pack(batch.labels, -1),
+        batch.centers,
+        pack(batch.parent, -1),
+        pack(batch.rho, 0.0),
+        pack(batch.delta, padded.INF),
     )
