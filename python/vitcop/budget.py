@@ -93,8 +93,8 @@ def schedule_for(
     """Ratios whose layer average is `retention`, with `pi3 = deep_share * pi2`:
 
     `pi2 = (L*r - l_s*pi1) / ((l_d - l_s) + (L - l_d)*deep_share)`. With L = 32, l_s = 2, l_d = 22 this is Table 8.
-    Where even pi1 = pi2 = 1 average less than `retention`, pi3 grows instead. Given ratios stand, and the others make up the
-    rest.
+    Where even pi1 = pi2 = 1 average less than `retention`, pi3 grows instead. Given ratios stand, and the others make
+    up the rest.
 
     Raises ValueError when no such ratios exist, naming what to change.
     """

@@ -1,5 +1,7 @@
 """Ragged samples: padded to one batch, clustered, packed again."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -15,7 +17,7 @@ def vic_cluster_varlen(
     tau: float,
     num_centers: int,
     center_counts: Tensor | None = None,
-    **options: object,
+    **options: Any,
 ) -> padded.Clusters:
     total = features.shape[0]
     start = cu_seqlens[:-1].long().clamp(0, total)  # [B]
@@ -32,7 +34,7 @@ def vic_cluster_varlen(
         num_centers,
         valid,
         center_counts,
-        **options,  # type: ignore[arg-type]
+        **options,
     )
 
     token = torch.arange(total, device=features.device)
