@@ -1,0 +1,57 @@
+// All memory of one sample, carved out of one allocation.
+#pragma once
+
+#include "cpu/vic/sample.h"
+
+namespace vitcop::vic {
+
+constexpr int64_t kStoredTokens = 2048;  // up to here the q of all pairs stay in memory, beyond they are taken again
+
+struct Scratch {
+  int64_t n_pad, ld, panels, words, panel_size;
+  float *packed, *norm, *anchor, *work, *unit, *rows, *heap, *rho;
+  double *log, *widest, *delta2, *gamma, *places;
+  int64_t* index;
+  int32_t *place, *key, *order, *parent, *chosen, *label;
+  size_t bytes = 0;
+
+  Scratch(char* base, int64_t n, int64_t d, int64_t dims, const Options& o, const Kernels& k, int64_t workers)
+      : base_(base) {
+    const int64_t w = k.width;
+    n_pad = (n + w - 1) / w * w;
+    ld = n_pad + (n_pad % 256 == 0 ? w : 0);  // rows 1 KiB apart would share cache sets
+    panels = n_pad / w;
+    words = k.pairs ? (d + 1) / 2 : d;
+    panel_size = (words + w - 1) / w * w * w;
+    take(packed, panels * panel_size);
+    take(norm, n_pad);
+    take(anchor, d + 32);
+    take(work, d + 32);
+    take(unit, o.cosine ? n * d : 0);
+    take(rows, n <= kStoredTokens ? n_pad * ld : workers * kBlockRows * ld);
+    take(heap, o.knn ? workers * o.neighbours : 0);
+    take(rho, n);
+    take(widest, o.root_max ? n : 0);
+    take(log, n);
+    take(delta2, n);
+    take(gamma, n);
+    take(places, dims * n_pad);
+    take(index, n);
+    take(place, n);
+    take(key, n_pad);
+    take(order, n);
+    take(parent, n);
+    take(chosen, n);
+    take(label, n);
+  }
+
+ private:
+  template <class T>
+  void take(T*& p, int64_t count) {
+    p = reinterpret_cast<T*>(base_ + bytes);
+    bytes += (static_cast<size_t>(count) * sizeof(T) + 63) / 64 * 64;
+  }
+  char* base_;
+};
+
+}  // namespace vitcop::vic

@@ -1,0 +1,131 @@
+// One instruction set's vectors. Everything here and in the headers that include it lives in that set's namespace, and
+// uses no library templates: the linker must never hand AVX-512 code to a lesser processor.
+#pragma once
+
+#include <cstdint>
+#include <utility>
+
+#include "cpu/vic/types.h"
+
+#if VITCOP_VIC_LEVEL > 0
+#include <immintrin.h>
+#endif
+
+#define VITCOP_INLINE inline __attribute__((always_inline))
+
+namespace vitcop::vic::VITCOP_VIC_NS {
+
+#if VITCOP_VIC_LEVEL >= 2
+constexpr int W = 16, MR = 8, NV = 3;  // a tile of registers is MR rows by NV vectors
+#elif VITCOP_VIC_LEVEL == 1
+constexpr int W = 8, MR = 4, NV = 3;
+#else
+constexpr int W = 4, MR = 4, NV = 2;
+#endif
+
+typedef float V __attribute__((vector_size(4 * W)));
+typedef int32_t I __attribute__((vector_size(4 * W)));
+typedef double D __attribute__((vector_size(4 * W)));  // half as many lanes
+typedef float Half __attribute__((vector_size(2 * W)));
+typedef uint16_t U16 __attribute__((vector_size(2 * W)));
+
+VITCOP_INLINE V load(const float* p) {
+  V v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return v;
+}
+VITCOP_INLINE void store(float* p, V v) { __builtin_memcpy(p, &v, sizeof v); }
+VITCOP_INLINE V splat(float x) { return V{} + x; }
+VITCOP_INLINE V bits(I i) { return reinterpret_cast<V>(i); }
+VITCOP_INLINE I bits(V v) { return reinterpret_cast<I>(v); }
+
+VITCOP_INLINE V fma(V a, V b, V c) {
+#if VITCOP_VIC_LEVEL >= 2
+  return _mm512_fmadd_ps(a, b, c);
+#elif VITCOP_VIC_LEVEL == 1
+  return _mm256_fmadd_ps(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+
+// What a Gram element adds up: the product of two words.
+VITCOP_INLINE V madd(V a, V b, V c) {
+#if VITCOP_VIC_LEVEL == 3
+  return _mm512_dpbf16_ps(c, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));
+#else
+  return fma(a, b, c);
+#endif
+}
+
+VITCOP_INLINE V min(V a, V b) { return a < b ? a : b; }
+VITCOP_INLINE V max(V a, V b) { return a > b ? a : b; }
+
+// A bit per lane.
+VITCOP_INLINE uint32_t less(V a, V b) {
+#if VITCOP_VIC_LEVEL >= 2
+  return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ);
+#elif VITCOP_VIC_LEVEL == 1
+  return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_LT_OQ));
+#else
+  const I m = a < b;
+  return (m[0] & 1) | (m[1] & 2) | (m[2] & 4) | (m[3] & 8);
+#endif
+}
+VITCOP_INLINE uint32_t less(I a, I b) {
+#if VITCOP_VIC_LEVEL >= 2
+  return _mm512_cmplt_epi32_mask(reinterpret_cast<__m512i>(a), reinterpret_cast<__m512i>(b));
+#elif VITCOP_VIC_LEVEL == 1
+  return _mm256_movemask_ps(reinterpret_cast<__m256>(a < b));
+#else
+  const I m = a < b;
+  return (m[0] & 1) | (m[1] & 2) | (m[2] & 4) | (m[3] & 8);
+#endif
+}
+
+template <int... L>
+VITCOP_INLINE D widen_low(V v, std::integer_sequence<int, L...>) {
+  return __builtin_convertvector(__builtin_shufflevector(v, v, L...), D);
+}
+template <int... L>
+VITCOP_INLINE D widen_high(V v, std::integer_sequence<int, L...>) {
+  return __builtin_convertvector(__builtin_shufflevector(v, v, (L + W / 2)...), D);
+}
+VITCOP_INLINE D low(V v) { return widen_low(v, std::make_integer_sequence<int, W / 2>()); }
+VITCOP_INLINE D high(V v) { return widen_high(v, std::make_integer_sequence<int, W / 2>()); }
+
+// Sums and minima over the lanes, in a fixed order.
+VITCOP_INLINE float sum(V v) {
+  float x[W];
+  store(x, v);
+  for (int s = W / 2; s > 0; s /= 2)
+    for (int l = 0; l < s; ++l) x[l] += x[l + s];
+  return x[0];
+}
+VITCOP_INLINE float least(V v) {
+  float x[W];
+  store(x, v);
+  for (int l = 1; l < W; ++l) x[0] = x[l] < x[0] ? x[l] : x[0];
+  return x[0];
+}
+
+// One step of a transposition: swaps bit S of the row number with bit S of the lane number.
+template <int S, int... L>
+VITCOP_INLINE void exchange(V (&r)[W], std::integer_sequence<int, L...>) {
+#pragma GCC unroll 16
+  for (int i = 0; i < W; ++i) {
+    if (i & S) continue;
+    const V a = r[i], b = r[i + S];
+    r[i] = __builtin_shufflevector(a, b, ((L & S) ? W + L - S : L)...);
+    r[i + S] = __builtin_shufflevector(a, b, ((L & S) ? W + L : L + S)...);
+  }
+}
+VITCOP_INLINE void transpose(V (&r)[W]) {
+  constexpr auto lanes = std::make_integer_sequence<int, W>();
+  if constexpr (W > 8) exchange<8>(r, lanes);
+  if constexpr (W > 4) exchange<4>(r, lanes);
+  exchange<2>(r, lanes);
+  exchange<1>(r, lanes);
+}
+
+}  // namespace vitcop::vic::VITCOP_VIC_NS
