@@ -1,4 +1,7 @@
-// The pybind11 module vitcop_kernels._C. Loading it registers the C++ kernels of csrc/cpu with torch's dispatcher.
+// The pybind11 module vitcop_kernels._C. Loading it registers the C++ kernels of csrc/cpu with torch's
+// dispatcher.
+#include "cpu/isa.h"
+
 #include <pybind11/pybind11.h>
 
 #include <string>
@@ -27,6 +30,7 @@ py::dict build_info() {
   info["compiler_version"] = VITCOP_COMPILER_VERSION;
   info["flags"] = VITCOP_CXX_FLAGS;
   info["isa_compiled"] = isa_compiled;
+  info["isa_active"] = vitcop::isa_name(vitcop::cpu_isa());
   info["cuda"] = cuda.empty() ? py::object(py::none()) : py::str(cuda);
 #ifdef _OPENMP
   info["openmp"] = _OPENMP;
