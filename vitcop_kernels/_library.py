@@ -6,6 +6,8 @@ with, and where native kernels send the dtypes they do not handle.
 """
 
 import functools
+import importlib
+import importlib.util
 from collections.abc import Callable
 from typing import Any
 
@@ -22,12 +24,14 @@ def register(
     fake: Callable[..., Any],
     backward: Callable[..., Any] | None = None,
     setup_context: Callable[..., Any] | None = None,
+    cuda: str | None = None,
 ) -> None:
     """Define one op in both namespaces: schema, reference for every backend, fake, autograd.
 
     `check` takes the op's arguments and raises on bad ones; it runs before the reference and before the fake. Native
     kernels check for themselves, in the same words. Without `backward` the op is not differentiable, and a gradient
-    asked through it raises a RuntimeError that says so.
+    asked through it raises a RuntimeError that says so. `cuda` names the module whose function of the op's name launches
+    the Triton kernel; it is imported on the first call.
     """
     op_name = schema[: schema.index("(")]
     if backward is None:
@@ -38,6 +42,16 @@ def register(
         library.impl(op_name, _checked(check, reference), "CompositeExplicitAutograd")
         torch.library.register_fake(name, _checked(check, fake), lib=library)
         torch.library.register_autograd(name, backward, setup_context=setup_context, lib=library)
+    if cuda is not None and importlib.util.find_spec("triton") is not None:
+        _LIBRARIES["vitcop"].impl(op_name, _checked(check, _import_on_first_call(cuda, op_name)), "CUDA")
+
+
+def _import_on_first_call(module: str, function: str) -> Callable[..., Any]:
+    @functools.cache
+    def load() -> Callable[..., Any]:
+        return getattr(importlib.import_module(module), function)
+
+    return lambda *args, **kwargs: load()(*args, **kwargs)
 
 
 def _checked(check: Callable[..., None], implementation: Callable[..., Any]) -> Callable[..., Any]:
