@@ -30,8 +30,8 @@ def register(
 
     `check` takes the op's arguments and raises on bad ones; it runs before the reference and before the fake. Native
     kernels check for themselves, in the same words. Without `backward` the op is not differentiable, and a gradient
-    asked through it raises a RuntimeError that says so. `cuda` names the module whose function of the op's name launches
-    the Triton kernel; it is imported on the first call.
+    asked through it raises a RuntimeError that says so. `cuda` names the module whose function of the op's name
+    launches the Triton kernel; it is imported on the first call.
     """
     op_name = schema[: schema.index("(")]
     if backward is None:
