@@ -1,0 +1,55 @@
+"""Seeds, threads, and a header that says what is being tested."""
+
+import importlib.metadata
+import os
+import zlib
+
+import pytest
+import torch
+
+import vitcop_kernels
+from support import NATIVE_OPS, OPS, native_isa
+
+
+def pytest_report_header() -> list[str]:
+    if not NATIVE_OPS:
+        native = f"NOT ACTIVE, testing the reference alone ({vitcop_kernels.native_error or 'no kernel registered'})"
+    else:
+        missing = sorted(set(OPS) - NATIVE_OPS)
+        native = f"isa {native_isa()}; " + (f"WITHOUT {', '.join(missing)}" if missing else "every op")
+    versions = []
+    for name in ("torch", "transformers", "numpy"):
+        try:
+            versions.append(f"{name} {importlib.metadata.version(name)}")
+        except importlib.metadata.PackageNotFoundError:
+            versions.append(f"no {name}")
+    return [f"vitcop native kernels: {native}", ", ".join(versions)]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers", "speed: compares times; run by `make bench`, left out unless asked for with -m speed"
+    )
+    torch.set_num_threads(min(2, os.cpu_count() or 1))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if "speed" not in config.getoption("markexpr"):
+        dropped = [item for item in items if item.get_closest_marker("speed")]
+        config.hook.pytest_deselected(items=dropped)
+        items[:] = [item for item in items if item not in dropped]
+
+
+def _seed(request: pytest.FixtureRequest) -> int:
+    return zlib.crc32(request.node.nodeid.encode())
+
+
+@pytest.fixture(autouse=True)
+def _seeded(request: pytest.FixtureRequest) -> None:
+    """Every test draws the same numbers on every run, alone or among others."""
+    torch.manual_seed(_seed(request))
+
+
+@pytest.fixture
+def generator(request: pytest.FixtureRequest) -> torch.Generator:
+    return torch.Generator().manual_seed(_seed(request))
