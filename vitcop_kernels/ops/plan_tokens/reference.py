@@ -128,7 +128,7 @@ def _csr(
     in_group = (group[:, None] == torch.arange(num_groups, device=group.device)[:, None]) & rest[:, None]  # [B, G, N]
     middle = in_group.sum(-1, keepdim=True) // 2
     is_middle = in_group & (in_group.cumsum(-1) - 1 == middle)
-    group_anchor = is_middle.long().argmax(-1)  # [B, G]
+    group_anchor = torch.where(is_middle, slot[:, None], 0).sum(-1)  # [B, G]
     anchor = torch.where(elite, slot, group_anchor.gather(-1, group))
     is_anchor = elite | is_middle.any(1)
 

@@ -25,7 +25,10 @@ def segment_mean(
     bounds = torch.nn.functional.pad(bounds, (0, 1), value=n)
     lengths = bounds.diff()  # [B, 1 + S + 1]
     sums = torch.segment_reduce(rows.flatten(0, 1), "sum", lengths=lengths.flatten(), unsafe=True, initial=0.0)
-    mean = (sums.view(batch, -1, width) / lengths.clamp(min=1)[..., None])[:, 1:-1]
+    mean = (sums.view(batch, lengths.shape[1], width) / lengths.clamp(min=1)[..., None])[:, 1:-1]
+    # A segment of one is a copy: 0 + -0.0 would lose the sign.
+    first = rows.gather(1, bounds[:, 1:-2].clamp(max=n - 1)[..., None].expand(-1, -1, width))
+    mean = torch.where((lengths[:, 1:-1] == 1)[..., None], first, mean)
     if merge == "anchor_plus_mean" and anchors is not None and merged is not None:
         anchor = wide.gather(1, anchors.clamp(0, n - 1)[..., None].expand(-1, -1, width))
         mean = torch.where(merged[..., None], anchor + mean, mean)

@@ -6,4 +6,4 @@ from vitcop_kernels._order import argsort_best_first
 
 
 def select_tokens(scores: Tensor, k: int, *, largest: bool = False) -> Tensor:
-    return argsort_best_first(scores, largest)[..., :k].sort(dim=-1).values
+    return argsort_best_first(scores, largest)[..., :k].sort(dim=-1).values.contiguous()
