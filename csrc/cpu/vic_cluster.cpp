@@ -130,7 +130,7 @@ void cluster(std::vector<vic::Sample> samples, const vic::Options& o, const vic:
   const int64_t count = static_cast<int64_t>(samples.size()), threads = at::get_num_threads();
   int64_t alone = 0;
   while (alone < count && samples[alone].tokens.n > vic::kStoredTokens) ++alone;
-  alone += (count - alone) % threads;
+  alone = o.released ? count : alone + (count - alone) % threads;  // released calls torch, not for worker threads
 
   const auto size = [&](int64_t i, int64_t workers) {
     const vic::Sample& s = samples[i];

@@ -1,12 +1,33 @@
 #include "cpu/vic/resolve.h"
 
+#include <ATen/EmptyTensor.h>
+#include <ATen/Functions.h>
+
 #include <algorithm>
+#include <cmath>
 #include <limits>
 
 namespace vitcop::vic {
 namespace {
 
 constexpr int32_t kUnknown = -2, kOnPath = -3;
+constexpr double kInf = std::numeric_limits<double>::infinity();
+
+// The authors' argsort(-gamma) in float32: not stable, so that ties fall as they do in torch's own sort of that row.
+void choose_as_released(Scratch& s, int64_t n, int64_t count, int64_t total) {
+  const at::Tensor key(at::detail::empty_cpu({total}, at::kFloat));
+  float* keys = key.mutable_data_ptr<float>();
+  std::fill_n(keys, total, static_cast<float>(kInf));
+  for (int64_t i = 0; i < n; ++i) {
+    const float delta = static_cast<float>(std::sqrt(s.delta2[i]));
+    const float gamma = s.delta2[i] == kInf ? delta : s.rho[i] * delta;
+    keys[s.index ? s.index[i] : i] = s.bad[i] ? 1.0f : -gamma;
+  }
+  const at::Tensor order = at::argsort(key);
+  const int64_t* best = order.const_data_ptr<int64_t>();
+  for (int64_t k = 0; k < count; ++k)
+    s.chosen[k] = static_cast<int32_t>(s.index ? std::lower_bound(s.index, s.index + n, best[k]) - s.index : best[k]);
+}
 
 }  // namespace
 
@@ -24,15 +45,20 @@ void rank_tokens(Scratch& s, int64_t n, bool released) {
   std::fill(s.key + n, s.key + s.n_pad, std::numeric_limits<int32_t>::max());
 }
 
-int64_t choose_centers(Scratch& s, int64_t n, int64_t count, int64_t num_centers, int64_t* centers) {
-  s.gamma[s.order[0]] = std::numeric_limits<double>::infinity();  // the densest always is one
-  std::copy_n(s.order, n, s.chosen);
+int64_t choose_centers(Scratch& s, int64_t n, int64_t count, int64_t num_centers, int64_t total, bool released,
+                       int64_t* centers) {
   count = std::min(count, n);
-  const double* gamma = s.gamma;
-  const int32_t* place = s.place;
-  std::nth_element(s.chosen, s.chosen + count - 1, s.chosen + n, [gamma, place](int32_t a, int32_t b) {
-    return gamma[a] != gamma[b] ? gamma[a] > gamma[b] : place[a] < place[b];
-  });
+  if (released) {
+    choose_as_released(s, n, count, total);
+  } else {
+    s.gamma[s.order[0]] = kInf;  // the densest always is one
+    std::copy_n(s.order, n, s.chosen);
+    const double* gamma = s.gamma;
+    const int32_t* place = s.place;
+    std::nth_element(s.chosen, s.chosen + count - 1, s.chosen + n, [gamma, place](int32_t a, int32_t b) {
+      return gamma[a] != gamma[b] ? gamma[a] > gamma[b] : place[a] < place[b];
+    });
+  }
   std::sort(s.chosen, s.chosen + count);
   std::fill_n(s.label, n, kUnknown);
   for (int64_t k = 0; k < count; ++k) {

@@ -11,8 +11,9 @@ constexpr int32_t kNoParent = -1, kInvalidParent = -2;  // -2, released only: to
 void rank_tokens(Scratch& s, int64_t n, bool released);
 
 // Numbers the best `count` tokens (n if there are fewer, the result) in `chosen`, `label` and `centers`, ascending; -1
-// after them in `centers`.
-int64_t choose_centers(Scratch& s, int64_t n, int64_t count, int64_t num_centers, int64_t* centers);
+// after them in `centers`. `total` counts invalid tokens too.
+int64_t choose_centers(Scratch& s, int64_t n, int64_t count, int64_t num_centers, int64_t total, bool released,
+                       int64_t* centers);
 
 // Labels at the ends of the parent chains.
 void follow_parents(Scratch& s, int64_t n, bool released);

@@ -44,7 +44,8 @@ void find_densities(Rows& rows, const Job& job) {
   Scratch& s = job.s;
   const DensityArgs args = density_args(job.options, job.n);
   rows.visit([&](int64_t i, const auto* q, int64_t worker) {
-    const Density d = rows.bad(i) ? Density{-kInf, 0} : rows.density(q, args, worker);
+    s.bad[i] = rows.bad(i);
+    const Density d = s.bad[i] ? Density{-kInf, 0} : rows.density(q, args, worker);
     s.rho[i] = d.rho;
     // The authors rank densities as float32 has them.
     s.log[i] = job.options.released ? std::log(static_cast<double>(d.rho)) : d.log;
@@ -121,7 +122,8 @@ bool solve(Rows& rows, const Job& job) {
   if (o.root_max) replace_infinite_deltas(job);
   for (int64_t i = 0; i < job.n; ++i)
     if (s.log[i] == -kInf) s.gamma[i] = -kInf;  // near nothing: the worst centre
-  const int64_t count = choose_centers(s, job.n, job.sample.count, o.num_centers, job.sample.centers);
+  const int64_t count = choose_centers(s, job.n, job.sample.count, o.num_centers, job.sample.tokens.n, o.released,
+                                       job.sample.centers);
   if (o.nearest) {
     find_nearest_centers(rows, job, count);
   } else {

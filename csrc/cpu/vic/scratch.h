@@ -13,6 +13,7 @@ struct Scratch {
   double *log, *widest, *delta2, *gamma, *places;
   int64_t* index;
   int32_t *place, *key, *order, *parent, *chosen, *label;
+  bool* bad;
   size_t bytes = 0;
 
   Scratch(char* base, int64_t n, int64_t d, int64_t dims, const Options& o, const Kernels& k, int64_t workers)
@@ -43,6 +44,7 @@ struct Scratch {
     take(parent, n);
     take(chosen, n);
     take(label, n);
+    take(bad, n);
   }
 
  private:

@@ -35,7 +35,15 @@ VITCOP_INLINE V load(const float* p) {
   return v;
 }
 VITCOP_INLINE void store(float* p, V v) { __builtin_memcpy(p, &v, sizeof v); }
-VITCOP_INLINE V splat(float x) { return V{} + x; }
+VITCOP_INLINE V splat(float x) {  // not V{} + x, which has to be an addition (of -0)
+#if VITCOP_VIC_LEVEL >= 2
+  return _mm512_set1_ps(x);
+#elif VITCOP_VIC_LEVEL == 1
+  return _mm256_set1_ps(x);
+#else
+  return V{x, x, x, x};
+#endif
+}
 VITCOP_INLINE V bits(I i) { return reinterpret_cast<V>(i); }
 VITCOP_INLINE I bits(V v) { return reinterpret_cast<I>(v); }
 
