@@ -1,0 +1,18 @@
+"""vitcop: visual-token pruning for large vision-language models.
+
+    with vitcop.prune(model, vitcop.ViTCoP(retain=64)) as report:
+        model.generate(**inputs)
+"""
+
+from importlib.metadata import PackageNotFoundError, version
+
+from .methods import ViTCoP
+from .report import Report
+from .session import attach, prune
+
+__all__ = ["Report", "ViTCoP", "__version__", "attach", "prune"]
+
+try:
+    __version__ = version("vitcop")
+except PackageNotFoundError:  # run from a checkout that was never installed
+    __version__ = "0+unknown"

@@ -1,0 +1,113 @@
+"""What an adapter is: where a model family keeps what methods look at. It does not know which method it serves."""
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from vitcop.report import DecoderShape
+
+VISION = "vitcop"
+"""Extra key of the vision tower's ModelOutput. generate() of transformers 5.2x encodes images before the prefill and hands
+that object on, so what Stage I needs travels with it."""
+
+
+class VisualTokens(Protocol):
+    """The visual tokens of one run of the vision tower, T in all, in the order of the prompt's placeholders."""
+
+    image_tokens: Sequence[int]  # tokens of each image
+
+    def saliency(self) -> Tensor:
+        """[T] attention received, larger is more salient."""
+
+    def features(self) -> Tensor:
+        """[T, D] what ViTCoP clusters."""
+
+    def positions(self) -> Tensor:
+        """[T, 2] (row, col)/grid within the image, in [0, 1)."""
+
+
+class Adapter(ABC):
+    """One model family in Hugging Face form.
+
+    Args:
+        owner: the module that owns the vision tower and whose forward takes `input_ids`.
+
+    Raises:
+        NotImplementedError: a configuration that cannot be pruned.
+    """
+
+    def __init__(self, owner: nn.Module) -> None:
+        self.owner: Any = owner
+        self.config: Any = owner.config
+        language_model = self.owner.language_model
+        self.decoder: Any = language_model if hasattr(language_model, "layers") else language_model.model
+        self.visual_ids = visual_token_ids(self.config)
+        text: Any = self.decoder.config
+        sliding = "sliding_attention" in (getattr(text, "layer_types", None) or ())
+        if sliding or (getattr(text, "sliding_window", None) and getattr(text, "use_sliding_window", True)):
+            raise NotImplementedError(
+                f"model: expected full attention in every decoder layer, got a sliding window of {text.sliding_window}"
+            )
+        heads = text.num_attention_heads
+        self.shape = DecoderShape(
+            num_layers=len(self.decoder.layers),
+            hidden_size=text.hidden_size,
+            intermediate_size=text.intermediate_size,
+            num_key_heads=getattr(text, "num_key_value_heads", None) or heads,
+            head_dim=getattr(text, "head_dim", None) or text.hidden_size // heads,
+        )
+        self._parameters = list(inspect.signature(type(self.owner).forward).parameters)[1:]
+
+    def arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The arguments of the owner's forward by name."""
+        return dict(zip(self._parameters, args, strict=False)) | kwargs
+
+    def positions_for(self, hidden: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """cos and sin `[B, n, d]` for position ids `[B, n]`, by the decoder's own rotary embedding."""
+        return self.decoder.rotary_emb(hidden, position_ids)
+
+    @abstractmethod
+    def watch(self, tower_outputs: list[VisualTokens]) -> Iterable[RemovableHandle]:
+        """Hook the vision side: each run of the tower appends its tokens to `tower_outputs`, and leaves them in its output
+        under the key `VISION`."""
+
+    def given(self, arguments: dict[str, Any]) -> tuple[bool, list[VisualTokens]]:
+        """Whether a forward comes with visual features, and those that were encoded before it."""
+        encoded = [out for out in (arguments.get("mm_encoder_outputs") or {}).values() if out is not None]
+        pixels = any(arguments.get(name) is not None for name in ("pixel_values", "pixel_values_videos"))
+        tokens = []
+        for output in encoded:
+            if VISION not in output:
+                raise NotImplementedError(
+                    "mm_encoder_outputs: expected outputs of this model's vision tower under vitcop, got others (features "
+                    "encoded before pruning was switched on, or prefill_chunk_size)"
+                )
+            tokens.append(output[VISION])
+        return pixels or bool(encoded), tokens
+
+
+def owner_of_vision_tower(model: nn.Module) -> nn.Module | None:
+    """The module that has `vision_tower` as its own child. hasattr would meet the compatibility properties of 4.5x."""
+    return next((m for m in model.modules() if "vision_tower" in m._modules), None)
+
+
+def visual_token_ids(config: Any) -> list[int]:
+    """Ids of image and video placeholders."""
+    names = [[f"{kind}_token_id", f"{kind}_token_index"] for kind in ("image", "video")]
+    found = ([getattr(config, name, None) for name in pair] for pair in names)
+    return [next(v for v in values if v is not None) for values in found if any(v is not None for v in values)]
+
+
+def tower_layers(tower: Any) -> nn.ModuleList:
+    """5.x: tower.encoder.layers; 4.5x: tower.vision_model.encoder.layers."""
+    return getattr(tower, "vision_model", tower).encoder.layers
+
+
+def feature_layer(layers: nn.ModuleList, index: int | Sequence[int]) -> Any:
+    """The layer whose output is `hidden_states[index]`; of several, the last."""
+    last = index if isinstance(index, int) else index[-1]
+    return layers[last if last < 0 else last - 1]

@@ -1,0 +1,99 @@
+"""Keys of a decoder layer and the attention of its last token, from hidden states, without running the layer."""
+
+import sys
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import vitcop_kernels as ops
+
+# RMSNorms that are x/rms(x) * weight and nothing else (Gemma's multiplies by 1 + weight).
+PLAIN_RMS_NORMS = ("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm")
+
+
+def key_norms(layer: nn.Module, hidden: Tensor, heads: str) -> Tensor:
+    """[B, V, C] hidden states at a layer's input -> [B, V] norms of their keys, as `vitcop_kernels.key_norms` has them.
+
+    Norm and projection are fused where both are plain; LoRA, quantised, sharded or hooked modules are called.
+    """
+    attention, norm = _parts(layer)
+    projection = attention.k_proj
+    if _is_plain(projection, nn.Linear) and type(norm).__name__ in PLAIN_RMS_NORMS and _is_plain(norm, type(norm)):
+        weight, rms_weight = projection.weight, norm.weight
+        same = weight.dtype == hidden.dtype == rms_weight.dtype and weight.device == hidden.device
+        if same and getattr(attention, "k_norm", None) is None:
+            return ops.key_proj_norms(
+                hidden, weight, projection.bias, rms_weight=rms_weight, rms_eps=norm.variance_epsilon,
+                num_heads=weight.shape[0] // attention.head_dim, heads=heads,
+            )  # fmt: skip
+    return ops.key_norms(_project(attention, norm(hidden), "k"), heads=heads)
+
+
+def last_token_attention(
+    layer: nn.Module,
+    hidden: Tensor,
+    last: Tensor | None,
+    embeddings: tuple[Tensor, Tensor],
+    past_keys: Tensor | None,
+    keys_valid: Tensor | None,
+) -> Tensor:
+    """Attention that the last token of each sample would pay in a layer, summed over heads.
+
+    Args:
+        hidden: [B, n, C] at the layer's input. last: [B] slot of each sample's last token, None: n - 1.
+        embeddings: cos and sin, [B or 1, n, d]. past_keys: [B, Hkv, p, d], rotated, or None.
+        keys_valid: [B, p + n] bool or None.
+
+    Returns:
+        [B, n] float32; each head's softmax is over all p + n keys that the token may see.
+    """
+    attention, norm = _parts(layer)
+    batch, length = hidden.shape[:2]
+    normed = norm(hidden)
+    keys = _project(attention, normed, "k")  # [B, Hkv, n, d]
+    query = _project(attention, normed[:, -1:] if last is None else _at(normed, last), "q")
+    cos, sin = (t.expand(batch, -1, -1) for t in embeddings)
+    rotate = sys.modules[type(attention).__module__].apply_rotary_pos_emb  # each family has its own
+    keys = rotate(keys, keys, cos, sin)[1]
+    cos, sin = (t[:, -1:] if last is None else _at(t, last) for t in (cos, sin))
+    query = rotate(query, query, cos, sin)[0]
+    if past_keys is not None:
+        keys = torch.cat([past_keys.to(keys), keys], dim=2)
+    mask = keys_valid
+    if last is not None:  # what comes after the last token is padding, or not to be seen
+        past = keys.shape[2] - length
+        mask = torch.arange(-past, length, device=hidden.device) <= last[:, None]
+        mask = mask if keys_valid is None else mask & keys_valid
+    mask = None if mask is None else mask[:, None]
+    received = ops.attention_saliency(query, keys.to(query.dtype), scale=attention.scaling, mask=mask)
+    return received[:, keys.shape[2] - length :]
+
+
+def _parts(layer: nn.Module) -> tuple[Any, Any]:
+    return layer.self_attn, layer.input_layernorm
+
+
+def _project(attention: Any, hidden: Tensor, name: str) -> Tensor:
+    """[B, n, C] -> [B, H, n, d] queries ("q") or keys ("k") before RoPE, through the modules."""
+    heads = getattr(attention, f"{name}_proj")(hidden).unflatten(-1, (-1, attention.head_dim))
+    norm = getattr(attention, f"{name}_norm", None)
+    return (heads if norm is None else norm(heads)).transpose(1, 2)
+
+
+def _at(x: Tensor, slot: Tensor) -> Tensor:
+    """[B, n, C], [B] -> [B, 1, C]"""
+    return x.gather(1, slot[:, None, None].expand(-1, 1, x.shape[-1]))
+
+
+def _is_plain(module: nn.Module, kind: type) -> bool:
+    """Calling it is nothing but its forward, on weights that are ordinary tensors."""
+    weight = module.weight
+    return (
+        type(module) is kind
+        and "forward" not in module.__dict__
+        and not module._forward_hooks
+        and not module._forward_pre_hooks
+        and type(weight) in (nn.Parameter, Tensor)
+        and weight.is_floating_point()
+    )

@@ -1,0 +1,54 @@
+"""Attention masks for layers whose keys are not the prompt any more, in the form each attention implementation wants."""
+
+import torch
+from torch import Tensor
+
+
+def mask_kind(implementation: str) -> str:
+    """"eager", "sdpa" or "flash": which form of mask an attention implementation takes.
+
+    Implementations registered under another name are recognised by the mask function registered with them.
+    """
+    if "paged" not in implementation and "flex" not in implementation:
+        if "flash" in implementation:
+            return "flash"
+        if implementation in ("eager", "sdpa"):
+            return implementation
+        from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS as MASKS
+
+        known = MASKS.get(implementation)
+        for kind, name in (("eager", "eager"), ("sdpa", "sdpa"), ("flash", "flash_attention_2")):
+            if known is not None and known is MASKS[name]:
+                return kind
+    raise NotImplementedError(
+        f"attn_implementation: expected 'eager', 'sdpa' or a flash attention, got {implementation!r}"
+    )
+
+
+def causal_mask(
+    kind: str, keys_valid: Tensor | None, batch: int, queries: int, keys: int, dtype: torch.dtype, device: torch.device
+) -> Tensor | None:
+    """The mask for `queries` tokens that are the last of `keys` ones.
+
+    Args:
+        keys_valid: [B, keys] bool, False for padding; None: no padding.
+
+    Returns:
+        "flash": [B, keys] or None. "sdpa": [B, 1, queries, keys] bool, or None where SDPA's own causal flag does it.
+        "eager": the same, additive in `dtype`.
+    """
+    if kind == "flash":
+        return keys_valid
+    if keys_valid is None and (queries == 1 or (kind == "sdpa" and queries == keys)):
+        return None
+    query = torch.arange(keys - queries, keys, device=device)[:, None]
+    key = torch.arange(keys, device=device)
+    allowed = (key <= query)[None, None]  # [1, 1, queries, keys]
+    if keys_valid is not None:
+        # Padding attends to itself: a row without a key would become NaN.
+        allowed = (allowed & keys_valid[:, None, None, :]) | (key == query)[None, None]
+    else:
+        allowed = allowed.expand(batch, 1, queries, keys)
+    if kind == "sdpa":
+        return allowed
+    return torch.zeros((), dtype=dtype, device=device).masked_fill(~allowed, torch.finfo(dtype).min)

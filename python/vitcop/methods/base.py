@@ -1,0 +1,98 @@
+"""What a method is: stages that look at the visual tokens and answer with a plan. It does not know the model."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+Positions = Literal["compact", "original", "released"]
+
+
+class Context(Protocol):
+    """What a stage may look at: G samples with the same number of visual tokens. Tensors are computed when asked for."""
+
+    total: int  # visual tokens of a sample before any pruning (m)
+    count: int  # visual tokens at this stage (V)
+    budget: int  # tokens to come out
+    num_segments: int  # images of a sample, at most
+    max_segment: int  # tokens of an image that can be left, at most
+
+    @property
+    def saliency(self) -> Tensor:
+        """[G, V] attention that each token receives in the vision tower; larger is more salient."""
+
+    @property
+    def features(self) -> Tensor:
+        """[G, V, D] keys of the vision tower's layer whose output is used."""
+
+    @property
+    def positions(self) -> Tensor:
+        """[G, V, 2] (row, col)/grid within the token's image, in [0, 1)."""
+
+    @property
+    def segment(self) -> Tensor:
+        """[G, V] image of each token, counted within its sample."""
+
+    @property
+    def hidden(self) -> Tensor:
+        """[G, V, C] hidden states at the input of the decoder layer."""
+
+    def key_norms(self, heads: str = "l2", source: str = "layer") -> Tensor:
+        """[G, V] norms of the keys of this layer (`source="layer"`) or the one before; smaller is more salient."""
+
+    def attention(self, source: str = "layer") -> Tensor:
+        """[G, V] attention that the prompt's last token pays each token, summed over heads; larger is more salient."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What becomes of the V visual tokens of G samples: S tokens come out, in the order of their anchors.
+
+    Without `perm`, the anchors are kept and the rest is dropped. With it, output token s is made of the tokens
+    `perm[offsets[s]:offsets[s+1]]`, as `vitcop_kernels.plan_tokens` says.
+    """
+
+    anchors: Tensor  # [G, S] int64, ascending: the token whose place an output token takes
+    perm: Tensor | None = None  # [G, V] int64
+    offsets: Tensor | None = None  # [G, S+1] int64
+    merged: Tensor | None = None  # [G, S] bool
+    labels: Tensor | None = None  # [G, V] int64, for the report
+    merge: str = "mean"  # or "anchor_plus_mean"
+
+    def owner(self, count: int) -> Tensor:
+        """[G, V] int64: the anchor whose segment a token is in, -1 where it is dropped."""
+        owner = self.anchors.new_full((self.anchors.shape[0], count), -1)
+        if self.perm is None or self.offsets is None:
+            return owner.scatter_(1, self.anchors, self.anchors)
+        place = torch.arange(count, device=owner.device).expand_as(self.perm).contiguous()
+        segment = torch.searchsorted(self.offsets[:, 1:].contiguous(), place, right=True)  # [G, V] of perm's entries
+        anchors = torch.nn.functional.pad(self.anchors, (0, 1), value=-1)  # past the last segment: dropped
+        return owner.scatter_(1, self.perm, anchors.gather(1, segment))
+
+
+@dataclass(frozen=True)
+class Stage:
+    name: str
+    layer: int  # the input of this decoder layer is pruned; 0: before the decoder
+    select: Callable[[Context], Plan]
+
+
+@dataclass(frozen=True)
+class Program:
+    """A method resolved for a decoder of known depth."""
+
+    stages: Sequence[Stage]
+    counts: Callable[[int], Sequence[int]]  # m -> tokens after each stage; raises ValueError where infeasible
+    positions: Positions = "compact"
+    notes: list[str] = field(default_factory=list)
+
+
+class Method(ABC):
+    """A way to prune visual tokens. One file; adapters run it without knowing which it is."""
+
+    @abstractmethod
+    def program(self, num_layers: int) -> Program:
+        """Stages for a decoder with `num_layers` layers, in ascending order of their layers."""

@@ -1,0 +1,212 @@
+"""ViTCoP (Algorithm 1): CLS attention first, clusters and key norms at a shallow layer, key norms at a deep one."""
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import vitcop_kernels as ops
+from vitcop import budget
+
+from .base import Context, Method, Plan, Positions, Program, Stage
+
+
+class _DefaultLayer(int):
+    """A layer that the caller did not choose, and that moves with the depth of the decoder."""
+
+
+SHALLOW, DEEP = _DefaultLayer(2), _DefaultLayer(22)
+
+# What None stands for under each semantics.
+DEFAULTS: dict[str, dict[str, str]] = {
+    "paper": {
+        "key_source": "layer", "heads": "l2", "merge": "mean", "quota": "exact", "positions": "compact", "features": "clip_key",
+    },
+    "released": {
+        "key_source": "previous", "heads": "mean", "merge": "anchor_plus_mean", "quota": "released", "positions": "released",
+        "features": "clip_key",
+    },
+}  # fmt: skip
+CHOICES = {
+    "semantics": ("paper", "released"),
+    "saliency": ("key_norm", "attention", "key_norm_only"),
+    "key_source": ("layer", "previous"),
+    "heads": ("l2", "mean"),
+    "merge": ("mean", "anchor_plus_mean"),
+    "quota": ("exact", "floor", "released"),
+    "positions": ("compact", "original", "released"),
+    "features": ("clip_key", "hidden"),
+}
+
+
+@dataclass
+class ViTCoP(Method):
+    """Visual-textual collaborative pruning.
+
+    Give `retain` (visual tokens kept on average over the decoder's layers), `retention` (their share), or the ratios.
+
+    Args:
+        stage1_ratio, stage2_ratio, stage3_ratio: shares of the visual tokens that each stage keeps (pi1 to pi3); None:
+            from Table 8 or the budget formula. stage1_ratio=1 switches Stage I off, deep_share=1 Stage III.
+        center_ratio: clusters per token of Stage II (alpha); None: the authors' ratio for the retention.
+        shallow_layer, deep_layer: the layers whose inputs Stages II and III prune. The defaults are for 32 layers; in
+            decoders of other depths they move with the depth (the report says so), a layer given by the caller stays.
+        deep_share: pi3/pi2. d_c: cutoff distance of the clustering. tau: its spatial limit, in units of the image's side.
+        semantics: "paper", or "released" to do as the authors' code does, bugs included. It sets every None below.
+        saliency: "key_norm"; "attention" ranks by the attention of the prompt's last token instead; "key_norm_only" ranks
+            by key norms and does not cluster (both for Table 4).
+        key_source: keys of the pruned "layer" itself, or of the "previous" one.
+        heads: "l2" or "mean", see `vitcop_kernels.key_norms`.
+        merge: "mean" or "anchor_plus_mean", see `vitcop_kernels.segment_mean`.
+        quota: "exact", "floor" or "released", see `vitcop_kernels.plan_tokens`.
+        positions: "compact" (contiguous after Stage I), "original" (every token keeps the id it has in the unpruned
+            prompt), or "released" (compact, and after Stage III ids restart while decoding goes on at the old length).
+        features: what is clustered, "clip_key" (keys of the vision tower) or "hidden" (the decoder's hidden states).
+
+    Raises:
+        ValueError: unknown options, infeasible budgets (some of them only when the number of tokens is known).
+    """
+
+    retain: int | None = None
+    retention: float | None = None
+    stage1_ratio: float | None = None
+    stage2_ratio: float | None = None
+    stage3_ratio: float | None = None
+    center_ratio: float | None = None
+    shallow_layer: int = SHALLOW
+    deep_layer: int = DEEP
+    deep_share: float = 1 / 5
+    d_c: float = 8.0
+    tau: float = 0.6
+    semantics: str = "paper"
+    saliency: str = "key_norm"
+    key_source: str | None = None
+    heads: str | None = None
+    merge: str | None = None
+    quota: str | None = None
+    positions: str | None = None
+    features: str | None = None
+
+    def __post_init__(self) -> None:
+        for name, choices in CHOICES.items():
+            value = getattr(self, name)
+            if value not in choices and not (value is None and name in DEFAULTS["paper"]):
+                raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}")
+        if self.retain is not None and self.retention is not None:
+            raise ValueError("retain, retention: expected one of them, got both")
+        if self.retain is self.retention is None and None in (self.stage1_ratio, self.stage2_ratio):
+            raise ValueError("ViTCoP: expected retain, retention, or stage1_ratio and stage2_ratio, got none of them")
+        if self.retain is not None and (isinstance(self.retain, bool) or self.retain < 1):
+            raise ValueError(f"retain: expected a number of tokens, at least 1, got {self.retain!r}")
+        if self.retention is not None and not 0 < self.retention <= 1:
+            raise ValueError(f"retention: expected a share in (0, 1], got {self.retention!r}")
+        if self.center_ratio is not None and not 0 < self.center_ratio <= 1:
+            raise ValueError(f"center_ratio: expected a share in (0, 1], got {self.center_ratio!r}")
+
+    def option(self, name: str) -> str:
+        """An option's value, after `semantics` has filled in for None."""
+        value = getattr(self, name)
+        return DEFAULTS[self.semantics][name] if value is None else value
+
+    def layers(self, num_layers: int) -> tuple[int, int]:
+        """(l_s, l_d) in a decoder of `num_layers` layers."""
+        scaled = budget.default_layers(num_layers)
+        given = self.shallow_layer, self.deep_layer
+        shallow, deep = (s if isinstance(g, _DefaultLayer) else g for s, g in zip(scaled, given, strict=True))
+        return shallow, deep
+
+    def schedule(self, num_layers: int, total: int) -> budget.Schedule:
+        """The ratios for samples of `total` visual tokens. Raises ValueError where there are none."""
+        shallow, deep = self.layers(num_layers)
+        retention = self._retention(total)
+        return budget.schedule_for(
+            0.5 if retention is None else retention,  # not looked at when the ratios are given
+            num_layers=num_layers, shallow_layer=shallow, deep_layer=deep, stage1_ratio=self.stage1_ratio,
+            stage2_ratio=self.stage2_ratio, stage3_ratio=self.stage3_ratio, deep_share=self.deep_share,
+        )  # fmt: skip
+
+    def counts(self, num_layers: int, total: int) -> tuple[int, int, int]:
+        """Visual tokens after each stage for a sample that has `total` of them."""
+        schedule, retention = self.schedule(num_layers, total), self._retention(total)
+        if self.semantics == "paper" or retention == 1:
+            return schedule.counts(total)
+        if retention is not None and self.stage2_ratio is self.stage3_ratio is None and self.deep_share == 1 / 5:
+            return schedule.released_counts(total, retention)
+        first = max(1, int(total * schedule.stage1_ratio))
+        second = max(1, round(schedule.stage2_ratio / schedule.stage1_ratio * first))
+        return first, second, max(1, round(schedule.stage3_ratio / schedule.stage2_ratio * second))
+
+    def program(self, num_layers: int) -> Program:
+        shallow, deep = self.layers(num_layers)
+        if self.retain is None:
+            self.schedule(num_layers, 1)  # an infeasible budget is said before the first prefill
+        notes = []
+        if (shallow, deep) != (self.shallow_layer, self.deep_layer):
+            notes.append(
+                f"layers scaled to a decoder of {num_layers}: shallow_layer {shallow}, deep_layer {deep} "
+                f"(the paper's {SHALLOW:d} and {DEEP:d} are for 32)"
+            )
+        positions: Any = self.option("positions")
+        checked: Positions = positions
+        stages = [
+            Stage("stage1", 0, self._stage1),
+            Stage("stage2", shallow, functools.partial(self._stage2, num_layers=num_layers)),
+            Stage("stage3", deep, self._stage3),
+        ]
+        return Program(stages, functools.partial(self.counts, num_layers), checked, notes)
+
+    def _retention(self, total: int) -> float | None:
+        return self.retention if self.retain is None else min(1.0, self.retain / total)
+
+    def _stage1(self, ctx: Context) -> Plan:
+        """Visual saliency: the tokens that [CLS] attends to most."""
+        return Plan(ops.select_tokens(ctx.saliency, ctx.budget, largest=True))
+
+    def _stage2(self, ctx: Context, num_layers: int) -> Plan:
+        """Collaborative pruning: clusters of visual features, of each the most salient tokens and the mean of the rest."""
+        scores = self._scores(ctx)
+        if self.saliency == "key_norm_only":
+            return Plan(ops.select_tokens(scores, ctx.budget))
+        alpha = self.center_ratio
+        if alpha is None:
+            alpha = budget.default_center_ratio(self.schedule(num_layers, ctx.total).retention)
+        labels, num_clusters = self.cluster(ctx, alpha)
+        perm, offsets, anchors, merged = ops.plan_tokens(labels, scores, num_clusters, ctx.budget, quota=self.option("quota"))
+        return Plan(anchors, perm, offsets, merged, labels, self.option("merge"))
+
+    def _stage3(self, ctx: Context) -> Plan:
+        """Textual saliency: the tokens of the smallest key norms."""
+        return Plan(ops.select_tokens(self._scores(ctx), ctx.budget))
+
+    def _scores(self, ctx: Context) -> Tensor:
+        """[G, V], smaller is more salient."""
+        if self.saliency == "attention":
+            return -ctx.attention(self.option("key_source"))
+        return ctx.key_norms(self.option("heads"), self.option("key_source"))
+
+    def cluster(self, ctx: Context, center_ratio: float) -> tuple[Tensor, int]:
+        """Labels `[G, V]` of the visual tokens and their upper bound. Each image is clustered on its own."""
+        features = ctx.features if self.option("features") == "clip_key" else ctx.hidden
+        if ctx.num_segments == 1:
+            centers = ops.num_centers_for(center_ratio, ctx.count, semantics=self.semantics)
+            result = ops.vic_cluster(features, ctx.positions, self.d_c, self.tau, centers, semantics=self.semantics)
+            return result[0], centers
+
+        # How many tokens of an image Stage I kept is known to the device alone: shapes follow from the upper bound.
+        longest = min(ctx.count, ctx.max_segment)
+        centers = ops.num_centers_for(center_ratio, longest, semantics=self.semantics)
+        segment = ctx.segment  # [G, V] ascending in every row
+        row = torch.arange(segment.shape[0], device=segment.device)[:, None] * ctx.num_segments
+        lengths = segment.new_zeros(segment.shape[0] * ctx.num_segments)
+        lengths.scatter_add_(0, (segment + row).flatten(), torch.ones_like(segment).flatten())
+        wanted = lengths.double() * center_ratio
+        wanted = wanted.floor() if self.semantics == "released" else wanted.ceil()
+        cu_seqlens = torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
+        result = ops.vic_cluster_varlen(
+            features.flatten(0, 1), ctx.positions.flatten(0, 1), cu_seqlens, longest, self.d_c, self.tau, centers,
+            semantics=self.semantics, center_counts=wanted.clamp(min=1).long(),
+        )  # fmt: skip
+        labels = result[0].view_as(segment)
+        return torch.where(labels < 0, -1, labels + segment * centers), centers * ctx.num_segments

@@ -1,0 +1,175 @@
+"""What a pruned prefill did and cost. Data only; nothing here waits for the device until a value is read on the host."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from . import budget
+from .methods.base import Plan
+
+
+class Stopwatch:
+    """Time between `start` and `stop`: by the clock on a CPU, by events on a GPU, which are waited for when read."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._events = None
+        self._seconds = 0.0
+        if device.type == "cuda":
+            self._events = tuple(torch.cuda.Event(enable_timing=True) for _ in range(2))
+
+    def start(self) -> None:
+        if self._events is None:
+            self._seconds = -time.perf_counter()
+        else:
+            self._events[0].record()
+
+    def stop(self) -> None:
+        if self._events is None:
+            self._seconds += time.perf_counter()
+        else:
+            self._events[1].record()
+
+    @property
+    def seconds(self) -> float:
+        if self._events is not None:
+            self._events[1].synchronize()
+            self._seconds = self._events[0].elapsed_time(self._events[1]) / 1000
+            self._events = None
+        return self._seconds
+
+
+@dataclass
+class StageReport:
+    """What one stage did to the B samples of a batch. -1 pads what is ragged."""
+
+    name: str
+    layer: int  # the input of this decoder layer was pruned; 0: before the decoder
+    tokens_in: list[int]  # visual tokens of each sample
+    tokens_out: list[int]
+    kept: Tensor  # [B, S] int64: the token whose place each output takes, among the sample's unpruned visual tokens
+    merged: Tensor | None = None  # [B, S] bool: the output is a mean
+    labels: Tensor | None = None  # [B, V_in] int64: cluster of each input token
+    plans: dict[int, Plan] = field(default_factory=dict, repr=False)  # by visual tokens of the sample
+    rows: dict[int, list[int]] = field(default_factory=dict, repr=False)  # samples of each plan
+    previous: "StageReport | None" = field(default=None, repr=False)
+    stopwatch: Stopwatch | None = field(default=None, repr=False)
+
+    @property
+    def seconds(self) -> float:
+        """Time that choosing took."""
+        return 0.0 if self.stopwatch is None else self.stopwatch.seconds
+
+    def segments(self, sample: int = 0) -> list[list[int]]:
+        """For each output token of a sample: the unpruned visual tokens that it is made of."""
+        if self.previous is not None:
+            before = self.previous.segments(sample)
+        else:
+            before = [[i] for i in range(self.tokens_in[sample])]
+        for total, rows in self.rows.items():
+            if sample not in rows or total not in self.plans:
+                continue
+            plan, row = self.plans[total], rows.index(sample)
+            if plan.perm is None or plan.offsets is None:
+                return [before[i] for i in plan.anchors[row].tolist()]
+            perm, offsets = plan.perm[row].tolist(), plan.offsets[row].tolist()
+            chosen = (perm[a:b] for a, b in zip(offsets, offsets[1:], strict=False))
+            return [sorted(token for i in members for token in before[i]) for members in chosen]
+        return before
+
+
+@dataclass(frozen=True)
+class FlopsReport:
+    """FLOPs of the decoder's prefill, mean per sample. `eq9` is the paper's formula as printed, `counter` its tables' one."""
+
+    eq9: float
+    eq9_unpruned: float
+    counter: float
+    counter_unpruned: float
+
+
+@dataclass(frozen=True)
+class DecoderShape:
+    """What the costs of a decoder depend on."""
+
+    num_layers: int
+    hidden_size: int
+    intermediate_size: int
+    num_key_heads: int
+    head_dim: int
+
+
+@dataclass
+class Report:
+    """The latest prefill with visual tokens; empty before there was one."""
+
+    stages: list[StageReport] = field(default_factory=list)
+    visual_tokens: list[int] = field(default_factory=list)  # of each sample, before pruning
+    text_tokens: list[int] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    kv_bytes: int = 0  # KV cache after the prefill, earlier turns included
+    kv_bytes_unpruned: int = 0
+    decoder: DecoderShape | None = field(default=None, repr=False)
+
+    @property
+    def selection_seconds(self) -> float:
+        """Time that all stages took to choose."""
+        return sum(stage.seconds for stage in self.stages)
+
+    def layer_tokens(self, sample: int = 0) -> list[int]:
+        """Visual tokens that each decoder layer computes on."""
+        if self.decoder is None:
+            return []
+        bounds = [(0, self.visual_tokens[sample]), *((s.layer, s.tokens_out[sample]) for s in self.stages)]
+        return [next(n for start, n in reversed(bounds) if start <= layer) for layer in range(self.decoder.num_layers)]
+
+    @property
+    def mean_tokens(self) -> float:
+        """Visual tokens that a decoder layer computes on, mean over layers and samples."""
+        per_layer = [n for sample in self._samples for n in self.layer_tokens(sample)]
+        return sum(per_layer) / len(per_layer) if per_layer else 0.0
+
+    @property
+    def cr_int(self) -> float:
+        """Eq. 10 as printed, over the samples with visual tokens; 0 when nothing was pruned."""
+        kept = [n for sample in self._samples for n in _as_printed(self.layer_tokens(sample))]
+        full = [self.visual_tokens[sample] for sample in self._samples for _ in self.layer_tokens(sample)]
+        return 1 - sum(kept) / sum(full) if full else 0.0
+
+    @property
+    def flops(self) -> FlopsReport:
+        """FLOPs of the prefill by both of the paper's counts, mean per sample."""
+        if self.decoder is None:
+            return FlopsReport(0.0, 0.0, 0.0, 0.0)
+        shape, total = self.decoder, [0.0] * 4
+        for sample, (visual, text) in enumerate(zip(self.visual_tokens, self.text_tokens, strict=True)):
+            after = self.layer_tokens(sample)
+            before = [visual] * shape.num_layers
+            reading = [after[0], *after[:-1]]  # the counter reads a layer's input before the layer prunes
+            costs = (
+                _eq9(_as_printed(after), text, shape),
+                _eq9(before, text, shape),
+                _counter(reading, text, shape),
+                _counter(before, text, shape),
+            )
+            total = [t + c for t, c in zip(total, costs, strict=True)]
+        return FlopsReport(*(t / len(self.visual_tokens) for t in total))
+
+    @property
+    def _samples(self) -> list[int]:
+        return [sample for sample, visual in enumerate(self.visual_tokens) if visual]
+
+
+def _as_printed(tokens: list[int]) -> list[int]:
+    """Eq. 9 and 10 count layers from 1: one layer fewer before the first boundary, one more after the last."""
+    return [*tokens[1:], tokens[-1]] if tokens else []
+
+
+def _eq9(visual: Sequence[int], text: int, shape: DecoderShape) -> float:
+    return sum(budget.flops_layer(n + text, shape.hidden_size) for n in visual)
+
+
+def _counter(visual: Sequence[int], text: int, shape: DecoderShape) -> float:
+    return budget.flops_counter([n + text for n in visual], shape.hidden_size, shape.intermediate_size)

@@ -1,0 +1,282 @@
+"""One forward of the decoder under pruning: what is where, layer by layer."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import caches, decoder_keys
+from .adapters.base import Adapter, VisualTokens
+from .caches import CacheState
+from .compaction import Compaction, compact
+from .context import Sources, StageContext, Visible
+from .layout import Group, Prompt
+from .masks import causal_mask, mask_kind
+from .methods.base import Plan, Program, Stage
+from .report import Report, StageReport, Stopwatch
+
+
+class Run:
+    """State of one decoder forward of `queries` tokens per sample, after what `cache` holds.
+
+    `groups` are the samples with visual tokens (none: nothing to prune, but a pruned cache to go on with).
+    """
+
+    def __init__(
+        self, adapter: Adapter, program: Program, embeds: Tensor, cache: Any, padding_mask: Tensor | None,
+        position_ids: Tensor | None, prompt: Prompt | None, groups: Sequence[Group], tokens: Sequence[VisualTokens],
+    ) -> None:  # fmt: skip
+        self.adapter, self.program = adapter, program
+        self.batch, self.queries = embeds.shape[:2]
+        self.device = embeds.device
+        self.kind = mask_kind(adapter.decoder.config._attn_implementation)
+        self.before = caches.state_of(cache)
+        self.cache, self.seen = cache, caches.seen(cache)
+        history = [caches.layer_length(cache, layer) for layer in range(adapter.shape.num_layers)]
+        self.history = history  # columns of each layer before this forward
+        self.valid, self.lengths = self._read_padding(padding_mask, prompt)
+        self.history_mask = self._read_history(padding_mask)
+        self.shift = caches.align_batch(self.before.shift, self.batch) if self.before else None  # [B, 1]
+        if position_ids is None:
+            position_ids = torch.arange(self.seen, self.seen + self.queries, device=self.device)[None]
+        self.position_ids = position_ids if self.shift is None else position_ids - self.shift
+        self.groups, self.tokens = list(groups), tokens
+        self.visible = [Visible(g, g.slots, torch.arange(g.total, device=self.device).expand_as(g.slots)) for g in groups]
+        self.source: Tensor | None = None  # [B, n] slot of the prompt that each slot came from; None: itself
+        self.embeddings: tuple[Tensor, Tensor] | None = None  # cos, sin of the current slots
+        self.dirty = self.before is not None  # layers no longer get what the decoder prepared for them
+        self.key_masks: list[Tensor | None] = []
+        self.slots: list[int] = []  # n at each layer
+        self._mask: tuple[Any, Tensor | None, Tensor | None] | None = None
+        self._previous: tuple[Tensor, tuple[Tensor, Tensor]] | None = None  # input of the layer before a stage
+
+    def _read_padding(self, mask: Tensor | None, prompt: Prompt | None) -> tuple[Tensor | None, list[int]]:
+        full = [self.queries] * self.batch
+        if mask is None or self.queries == 1:  # a single token is no padding
+            return None, full
+        if prompt is not None and prompt.valid.shape == (self.batch, self.queries):
+            return (prompt.valid.to(self.device), prompt.lengths) if prompt.padded else (None, full)
+        valid = mask[:, -self.queries :].to(self.device, torch.bool)
+        lengths = valid.sum(1).tolist()
+        return (None, full) if lengths == full else (valid, lengths)
+
+    def _read_history(self, mask: Tensor | None) -> Tensor | None:
+        """[B, seen] padding of earlier turns that were not pruned; what was pruned keeps its masks on the cache."""
+        if self.before is not None or not self.seen or mask is None or not self.groups:
+            return None
+        earlier = mask[:, : -self.queries].to(self.device, torch.bool)
+        return None if bool(earlier.all()) else earlier
+
+    # -- one layer ---------------------------------------------------------------------------------------------------
+
+    def layer_input(
+        self, index: int, layer: nn.Module, hidden: Tensor, kwargs: dict[str, Any], stages: dict[int, list[Stage]], report: Report
+    ) -> tuple[Tensor, dict[str, Any]] | None:
+        """What decoder layer `index` gets instead of `hidden` and `kwargs`; None: leave them."""
+        if self.cache is None:
+            self.cache = kwargs.get("past_key_values")
+        if self.embeddings is None:
+            self.embeddings = kwargs["position_embeddings"]
+        for stage in stages.get(index, ()):
+            if self.visible:
+                hidden = self._prune(stage, layer, hidden, report)
+        self._previous = (hidden, self.embeddings) if index + 1 in stages and self.visible else None
+        self.slots.append(hidden.shape[1])
+        key_mask, mask = self._masks(index, hidden)
+        self.key_masks.append(key_mask)
+        if not self.dirty:
+            return None
+        # Position ids with gaps would be taken for packed sequences by flash attention; cos and sin carry the positions.
+        changed = {"attention_mask": mask, "position_embeddings": self.embeddings, "position_ids": None}
+        if kwargs.get("cache_position") is not None:
+            begin = self.history[index]
+            changed["cache_position"] = torch.arange(begin, begin + hidden.shape[1], device=self.device)
+        return hidden, {**kwargs, **changed}
+
+    def _masks(self, index: int, hidden: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Key mask [B, keys] and attention mask of a layer; the same objects as long as nothing has changed."""
+        before = self.history_mask if self.before is None else self.before.masks[index]
+        length, queries = self.history[index], hidden.shape[1]
+        key = (id(before), id(self.valid), length, queries, self.dirty)
+        if self._mask is None or self._mask[0] != key:
+            keys = caches.grown_mask(before, length, self.valid, self.batch, queries, self.device)
+            mask = None
+            if self.dirty:
+                mask = causal_mask(self.kind, keys, self.batch, queries, length + queries, hidden.dtype, self.device)
+            self._mask = key, keys, mask
+        return self._mask[1:]
+
+    # -- one stage ---------------------------------------------------------------------------------------------------
+
+    def _prune(self, stage: Stage, layer: nn.Module, hidden: Tensor, report: Report) -> Tensor:
+        number = [s.name for s in self.program.stages].index(stage.name)
+        watch = Stopwatch(self.device)
+        watch.start()
+        with torch.no_grad():
+            sources = self._sources(stage.layer, layer, hidden.detach())
+            plans: dict[int, Plan] = {}
+            for visible in self.visible:
+                total, count = visible.group.total, visible.slots.shape[1]
+                budget = self.program.counts(total)[number]
+                if budget < count:
+                    plans[total] = stage.select(StageContext(visible, budget, sources))
+            compaction = self._compact(plans, hidden.shape[1]) if plans else None
+        watch.stop()
+        report.stages.append(self._report(stage, plans, watch, report))
+        if compaction is None:
+            return hidden
+        hidden = compaction.hidden(hidden)
+        self._apply(compaction, plans, stage.layer, last_stage=number + 1 == len(self.program.stages), hidden=hidden)
+        return hidden
+
+    def _sources(self, index: int, layer: nn.Module, hidden: Tensor) -> Sources:
+        def on_device(name: str) -> Tensor:
+            return torch.cat([getattr(t, name)() for t in self.tokens]).to(self.device)
+
+        def key_norms(visual: Tensor, gather: Any, heads: str, source: str) -> Tensor:
+            if source == "layer":
+                return decoder_keys.key_norms(layer, visual, heads)
+            return decoder_keys.key_norms(self._layer_before(index), gather(self._input_before(index)[0]), heads)
+
+        @functools.cache
+        def attention(source: str) -> Tensor:
+            if source == "layer":
+                at, x, embeddings = layer, hidden, self.embeddings
+            else:
+                at, (x, embeddings) = self._layer_before(index), self._input_before(index)
+                index_of_keys = index - 1
+            index_of_keys = index if source == "layer" else index - 1
+            assert embeddings is not None
+            keys = caches.layer_keys(self.cache, index_of_keys) if self.history[index_of_keys] else None
+            past = None if keys is None else keys[:, :, : self.history[index_of_keys]]
+            last = None
+            if self.valid is not None:
+                place = torch.arange(self.valid.shape[1], device=self.device)
+                last = torch.where(self.valid, place, -1).amax(1)
+            return decoder_keys.last_token_attention(at, x, last, embeddings, past, self._masks(index, x)[0])
+
+        @functools.cache
+        def cached_keys() -> Tensor | None:
+            if index == 0:
+                return None
+            keys = caches.layer_keys(self.cache, index - 1)
+            return None if keys is None or keys.device != self.device else keys[:, :, self.history[index - 1] :]
+
+        def once(name: str) -> Any:
+            return functools.cache(functools.partial(on_device, name))
+
+        return Sources(once("saliency"), once("features"), once("positions"), hidden, key_norms, attention, cached_keys)
+
+    def _layer_before(self, index: int) -> nn.Module:
+        if index == 0:
+            raise ValueError("key_source: expected 'layer' for a stage at layer 0, got 'previous'")
+        return self.adapter.decoder.layers[index - 1]
+
+    def _input_before(self, index: int) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        assert self._previous is not None
+        hidden, embeddings = self._previous
+        return hidden.detach(), embeddings
+
+    def _compact(self, plans: dict[int, Plan], width: int) -> Compaction:
+        dropped = [0] * self.batch
+        parts = []
+        for visible in self.visible:
+            plan = plans.get(visible.group.total)
+            if plan is not None:
+                parts.append((visible.group.rows, visible.slots, plan))
+                for sample in visible.group.samples:
+                    dropped[sample] = visible.slots.shape[1] - plan.anchors.shape[1]
+        return compact(parts, self.lengths, dropped, self.valid, width, self.device)
+
+    def _apply(self, compaction: Compaction, plans: dict[int, Plan], index: int, last_stage: bool, hidden: Tensor) -> None:
+        """Bring everything that belongs to a slot to the shortened sequence."""
+        width = compaction.column.shape[1]
+        ids = self.position_ids.expand(self.batch, -1)
+        place = torch.arange(width, device=self.device).expand(self.batch, -1)
+        recompute = False
+        if index == 0 and self.program.positions != "original":
+            # Contiguous: an id counts the tokens before it that are still there.
+            alive = compaction.column < compaction.index.shape[1]
+            gone = ~alive if self.valid is None else ~alive & self.valid
+            before = gone.cumsum(1)
+            ids, recompute = ids - before, True
+            total = before[:, -1:]
+            self.shift = total if self.shift is None else self.shift + total
+        elif last_stage and self.program.positions == "released":
+            ids, recompute = place if self.valid is None else self.valid.cumsum(1) - 1, True
+        self.position_ids = compaction.gather(ids)
+        assert self.embeddings is not None
+        if recompute:
+            self.embeddings = self.adapter.positions_for(hidden, self.position_ids)
+        else:
+            cos, sin = self.embeddings
+            self.embeddings = compaction.gather(cos), compaction.gather(sin)
+        self.source = compaction.gather(place if self.source is None else self.source)
+        self.valid, self.lengths = compaction.valid, compaction.lengths
+        for number, visible in enumerate(self.visible):
+            plan = plans.get(visible.group.total)
+            rows = visible.group.rows
+            column = compaction.column if rows is None else compaction.column[rows]
+            if plan is None:
+                self.visible[number] = Visible(visible.group, column.gather(1, visible.slots), visible.origin)
+            else:
+                slots = column.gather(1, visible.slots.gather(1, plan.anchors))
+                self.visible[number] = Visible(visible.group, slots, visible.origin.gather(1, plan.anchors))
+        self.dirty = True
+
+    # -- afterwards --------------------------------------------------------------------------------------------------
+
+    def _report(self, stage: Stage, plans: dict[int, Plan], watch: Stopwatch, report: Report) -> StageReport:
+        tokens_in, tokens_out = [0] * self.batch, [0] * self.batch
+        kept, merged, labels = [], [], []
+        for visible in self.visible:
+            plan, group = plans.get(visible.group.total), visible.group
+            for sample in group.samples:
+                tokens_in[sample] = visible.slots.shape[1]
+                tokens_out[sample] = visible.slots.shape[1] if plan is None else plan.anchors.shape[1]
+            kept.append((group.rows, visible.origin if plan is None else visible.origin.gather(1, plan.anchors)))
+            if plan is not None and plan.merged is not None:
+                merged.append((group.rows, plan.merged))
+            if plan is not None and plan.labels is not None:
+                labels.append((group.rows, plan.labels))
+        return StageReport(
+            stage.name, stage.layer, tokens_in, tokens_out,
+            kept=self._join(kept, max(tokens_out), -1),
+            merged=self._join(merged, max(tokens_out), False) if merged else None,
+            labels=self._join(labels, max(tokens_in), -1) if labels else None,
+            plans=plans,
+            rows={visible.group.total: visible.group.samples for visible in self.visible},
+            previous=report.stages[-1] if report.stages else None,
+            stopwatch=watch,
+        )  # fmt: skip
+
+    def _join(self, parts: list[tuple[Tensor | None, Tensor]], width: int, padding: int | bool) -> Tensor:
+        """Tensors `[G, ...]` of all groups as one `[B, width]`."""
+        if len(parts) == 1 and parts[0][0] is None:
+            return parts[0][1]
+        joined = torch.full((self.batch, width), padding, dtype=parts[0][1].dtype, device=self.device)
+        for rows, part in parts:
+            joined[slice(None) if rows is None else rows, : part.shape[1]] = part
+        return joined
+
+    def finish(self, last_hidden_state: Tensor, cache: Any) -> Tensor:
+        """Leave the state on the cache; give back `last_hidden_state` at the length that was put in, 0 where pruned."""
+        if cache is not None:
+            prompt = self.seen + self.queries if self.groups else (self.before.prompt if self.before else 0)
+            dropped = (self.before.dropped if self.before else 0) + self.queries - self.slots[0]
+            caches.attach_state(cache, CacheState(dropped, self.key_masks, self.shift, prompt))
+        if self.source is None:
+            return last_hidden_state
+        target = self.source if self.valid is None else self.source.masked_fill(~self.valid, self.queries)
+        target = target.to(last_hidden_state.device)[..., None].expand_as(last_hidden_state)
+        full = last_hidden_state.new_zeros(self.batch, self.queries + 1, last_hidden_state.shape[-1])
+        return full.scatter(1, target, last_hidden_state)[:, :-1]
+
+    def kv_bytes(self, itemsize: int) -> tuple[int, int]:
+        """Of the KV cache after this forward: as it is, and as it would be without pruning."""
+        shape = self.adapter.shape
+        column = 2 * self.batch * shape.num_key_heads * shape.head_dim * itemsize
+        columns = sum(a + b for a, b in zip(self.history, self.slots, strict=True))
+        return column * columns, column * shape.num_layers * (self.seen + self.queries)

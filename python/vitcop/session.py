@@ -1,0 +1,191 @@
+"""Join a model and a method: hooks in, hooks out."""
+
+import contextlib
+import weakref
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from . import caches
+from .layout import Prompt, group_samples, read_prompt
+from .masks import mask_kind
+from .methods.base import Method, Stage
+from .report import Report
+
+if TYPE_CHECKING:
+    from .adapters.base import VisualTokens
+    from .run import Run
+
+_PRUNED: "weakref.WeakSet[nn.Module]" = weakref.WeakSet()
+
+
+@contextlib.contextmanager
+def prune(model: nn.Module, method: Method) -> Iterator[Report]:
+    """Prune visual tokens in every forward of `model` within the block; the model is as before when it ends.
+
+    Yields the report of the latest prefill with visual tokens. Raises as `attach` does.
+    """
+    handle = attach(model, method)
+    try:
+        yield handle.report
+    finally:
+        handle.remove()
+
+
+def attach(model: nn.Module, method: Method) -> "Handle":
+    """Prune visual tokens in every forward of `model` until `handle.remove()`.
+
+    Raises:
+        NotImplementedError: a model without an adapter, or configured in a way that cannot be pruned.
+        ValueError: a budget that cannot be, or a model that is being pruned already.
+    """
+    return Handle(model, method)
+
+
+class Handle:
+    """A model under pruning."""
+
+    def __init__(self, model: nn.Module, method: Method) -> None:
+        from .adapters import adapter_for
+
+        self.adapter = adapter_for(model)
+        self.method = method
+        if self.adapter.owner in _PRUNED:
+            raise ValueError("model: expected one that is not being pruned, got one with a method attached; remove that first")
+        mask_kind(self.adapter.decoder.config._attn_implementation)
+        self.program = method.program(self.adapter.shape.num_layers)
+        self.report = Report(notes=list(self.program.notes), decoder=self.adapter.shape)
+        self._stages: dict[int, list[Stage]] = {}
+        for stage in self.program.stages:
+            self._stages.setdefault(stage.layer, []).append(stage)
+        self._tokens: list[VisualTokens] = []  # of the forward in progress
+        self._arguments: dict[str, Any] = {}
+        self._prompt: Prompt | None = None
+        self._run: Run | None = None
+        self._hooks: list[RemovableHandle] = []
+        try:
+            self._install()
+        except BaseException:
+            self.remove()
+            raise
+        _PRUNED.add(self.adapter.owner)
+
+    def remove(self) -> None:
+        """Take all hooks out. The report stays; calling it again does nothing."""
+        if self._hooks:
+            _PRUNED.discard(self.adapter.owner)
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
+        self._forget()
+
+    def _install(self) -> None:
+        owner, decoder, add = self.adapter.owner, self.adapter.decoder, self._hooks.append
+        for hook in self.adapter.watch(self._tokens):
+            add(hook)
+        add(owner.register_forward_pre_hook(self._before_model, with_kwargs=True))
+        add(owner.register_forward_hook(self._after_model, always_call=True))
+        add(decoder.register_forward_pre_hook(self._before_decoder, with_kwargs=True))
+        add(decoder.register_forward_hook(self._after_decoder))
+        for index, layer in enumerate(decoder.layers):
+
+            def before_layer(module: nn.Module, args: Any, kwargs: Any, index: int = index) -> Any:
+                return self._before_layer(index, module, args, kwargs)
+
+            add(layer.register_forward_pre_hook(before_layer, with_kwargs=True))
+
+    def _forget(self) -> None:
+        self._run = self._prompt = None
+        self._arguments = {}
+        self._tokens.clear()
+
+    # -- the model that merges images and text -----------------------------------------------------------------------
+
+    def _before_model(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        """Refuse what cannot be done, and read the layout of the prompt, before anything has changed."""
+        self._forget()
+        arguments = self.adapter.arguments(args, kwargs)
+        ids, mask = arguments.get("input_ids"), arguments.get("attention_mask")
+        caches.check_cache(arguments.get("past_key_values"))
+        if mask is not None and (not isinstance(mask, Tensor) or mask.dim() != 2):
+            what = f"{mask.dim()} dimensions" if isinstance(mask, Tensor) else type(mask).__name__
+            raise NotImplementedError(f"attention_mask: expected a padding mask [batch, length], got {what}")
+        visual, encoded = self.adapter.given(arguments)
+        if ids is None:
+            if visual:
+                raise ValueError("input_ids: expected them beside images, to find the visual tokens; got inputs_embeds alone")
+            return
+        if visual or ids.shape[1] > 1:  # a decoding step is not read
+            prompt = read_prompt(ids, self.adapter.visual_ids, mask)
+            if visual != any(prompt.counts):
+                found = "none in input_ids" if visual else f"{sum(prompt.counts)} in input_ids but no images"
+                raise ValueError(f"input_ids: expected visual tokens where images are given and only there, got {found}")
+            for total in sorted(set(prompt.counts) - {0}):
+                self.program.counts(total)  # an infeasible budget
+            self._prompt = prompt
+        self._arguments = arguments
+        self._tokens.extend(encoded)
+
+    def _after_model(self, *_: Any) -> None:
+        self._forget()
+
+    # -- the decoder -------------------------------------------------------------------------------------------------
+
+    def _before_decoder(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
+        from .run import Run
+
+        self._run = None
+        cache, embeds = kwargs.get("past_key_values"), kwargs.get("inputs_embeds")
+        state = caches.state_of(cache)
+        if embeds is None or (state is None and not self._tokens):
+            return None
+        groups = []
+        if self._tokens and self._prompt is not None:
+            groups = group_samples(self._prompt, [n for t in self._tokens for n in t.image_tokens], embeds.device)
+        position_ids = kwargs.get("position_ids")
+        self._run = run = Run(
+            self.adapter, self.program, embeds, cache, kwargs.get("attention_mask"), position_ids, self._prompt, groups,
+            list(self._tokens),
+        )  # fmt: skip
+        if groups:
+            assert self._prompt is not None
+            report = self.report
+            report.stages = []
+            report.visual_tokens = self._prompt.counts
+            report.text_tokens = [n - v for n, v in zip(self._prompt.lengths, self._prompt.counts, strict=True)]
+        if run.shift is None:
+            return None
+        return args, {**kwargs, "position_ids": run.position_ids}
+
+    def _before_layer(self, index: int, module: nn.Module, args: Any, kwargs: Any) -> Any:
+        run = self._run
+        if run is None:
+            return None
+        hidden = args[0] if args else kwargs["hidden_states"]
+        changed = run.layer_input(index, module, hidden, kwargs, self._stages, self.report)
+        if changed is None:
+            return None
+        hidden, kwargs = changed
+        if args:
+            return (hidden, *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": hidden}
+
+    def _after_decoder(self, module: nn.Module, args: Any, output: Any) -> Any:
+        run, self._run = self._run, None
+        if run is None:
+            return None
+        if run.groups:
+            itemsize = torch.empty((), dtype=output[0].dtype).element_size()
+            self.report.kv_bytes, self.report.kv_bytes_unpruned = run.kv_bytes(itemsize)
+        if not run.dirty:
+            return None
+        as_tuple = isinstance(output, tuple)
+        cache = run.cache
+        hidden = run.finish(output[0], cache)
+        if as_tuple:
+            return (hidden, *output[1:])
+        output["last_hidden_state"] = hidden
+        return output
