@@ -14,18 +14,17 @@ struct Threshold {
   int64_t ties;   // how many scores of exactly that rank are among the k best
 };
 
-// Radix select: three histograms of 11, 11 and 10 bits from the top.
+// Radix select: a histogram of each byte from the top.
 Threshold kth_best(const uint32_t* ranks, int64_t n, int64_t k) {
   uint32_t prefix = 0, known = 0;
-  for (const auto& [shift, bits] : {std::pair<int, int>{21, 11}, {10, 11}, {0, 10}}) {
-    const uint32_t digit = (1u << bits) - 1;
-    std::array<int32_t, 2048> count{};
+  for (int shift = 24; shift >= 0; shift -= 8) {
+    std::array<int32_t, 256> count{};
     for (int64_t i = 0; i < n; ++i)
-      if ((ranks[i] & known) == prefix) ++count[(ranks[i] >> shift) & digit];
-    uint32_t d = 0;
-    while (k > count[d]) k -= count[d++];
-    prefix |= d << shift;
-    known |= digit << shift;
+      if ((ranks[i] & known) == prefix) ++count[(ranks[i] >> shift) & 0xff];
+    uint32_t byte = 0;
+    while (k > count[byte]) k -= count[byte++];
+    prefix |= byte << shift;
+    known |= 0xffu << shift;
   }
   return {prefix, k};
 }
