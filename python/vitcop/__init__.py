@@ -1,7 +1,7 @@
 """vitcop: visual-token pruning for large vision-language models.
 
-    with vitcop.prune(model, vitcop.ViTCoP(retain=64)) as report:
-        model.generate(**inputs)
+with vitcop.prune(model, vitcop.ViTCoP(retain=64)) as report:
+    model.generate(**inputs)
 """
 
 from importlib.metadata import PackageNotFoundError, version

@@ -33,16 +33,12 @@ def check_cache(cache: Any) -> None:
         raise NotImplementedError(f"past_key_values: expected a DynamicCache, got {type(cache).__name__}")
     from transformers.cache_utils import DynamicLayer
 
-    if getattr(cache, "layer_class_to_replicate", None) not in (None, DynamicLayer) and not cache.layers:
-        raise NotImplementedError(
-            f"past_key_values: expected a DynamicCache, got one of {cache.layer_class_to_replicate.__name__} "
-            "(static and sliding-window caches have one length for all layers; pruned layers differ)"
-        )
-    for layer in cache.layers:
-        if not isinstance(layer, DynamicLayer) or getattr(layer, "is_sliding", False):
+    to_come = getattr(cache, "layer_class_to_replicate", None) or DynamicLayer
+    for kind in [type(layer) for layer in cache.layers] or [to_come]:
+        if not issubclass(kind, DynamicLayer) or getattr(kind, "is_sliding", False):
             raise NotImplementedError(
-                f"past_key_values: expected a DynamicCache, got {type(cache).__name__} of {type(layer).__name__} "
-                "(static and sliding-window caches have one length for all layers; pruned layers differ)"
+                f"past_key_values: expected a DynamicCache, got {type(cache).__name__} of {kind.__name__} (a static or "
+                "sliding-window cache cannot hold layers of different lengths)"
             )
 
 
@@ -91,17 +87,15 @@ def _seq_length(self: Any, layer_idx: int = 0) -> int:
 
 def _crop(self: Any, *args: int, **kwargs: int) -> None:
     (wanted,) = (*args, *kwargs.values())
-    length = seen(self)
+    length, state = seen(self), state_of(self)
+    assert state is not None
     # Up to 5.1, and by the name of the parameter, a length to keep; later minus the number of tokens to remove.
     absolute = wanted > 0 or (wanted == 0 and _crop_is_absolute(type(self)))
     remove = length - wanted if absolute else -wanted
     if remove <= 0:
         return
-    if length - remove < state_of(self).prompt:  # type: ignore[union-attr]
-        raise ValueError(
-            f"crop: expected to keep the pruned prompt, at least {state_of(self).prompt} tokens, "  # type: ignore[union-attr]
-            f"got {length - remove}"
-        )
+    if length - remove < state.prompt:
+        raise ValueError(f"crop: expected to keep the pruned prompt, {state.prompt} tokens, got {length - remove}")
     for layer in self.layers:
         layer.crop(-remove)
 
@@ -116,7 +110,9 @@ def _reset(self: Any) -> None:
         delattr(self, name)
 
 
-def grown_mask(before: Tensor | None, length: int, now: Tensor | None, batch: int, queries: int, device: torch.device) -> Tensor | None:
+def grown_mask(
+    before: Tensor | None, length: int, now: Tensor | None, batch: int, queries: int, device: torch.device
+) -> Tensor | None:
     """[B, length + queries] key mask of a layer after this forward; None where nothing is padding."""
     if before is None and now is None:
         return None

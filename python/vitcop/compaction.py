@@ -13,10 +13,10 @@ from .methods.base import Plan
 
 @dataclass(frozen=True)
 class Compaction:
-    """Slots of the shortened sequence, padded on the left where samples differ in length. Differentiable in what it moves."""
+    """Slots of the shortened sequence, padded on the left where samples differ in length."""
 
     index: Tensor  # [B, n'] slot that each new slot takes the place of; 0 for padding
-    column: Tensor  # [B, n] new slot of each old slot, n' for what has none of its own (dropped, or merged into another)
+    column: Tensor  # [B, n] new slot of each old slot, n' where it has none (dropped, or merged into another)
     valid: Tensor | None  # [B, n'] bool, None: no padding
     lengths: list[int]  # slots of each sample that are not padding
     perm: Tensor | None  # [B, n] and

@@ -54,7 +54,7 @@ def last_token_attention(
     keys = _project(attention, normed, "k")  # [B, Hkv, n, d]
     query = _project(attention, normed[:, -1:] if last is None else _at(normed, last), "q")
     cos, sin = (t.expand(batch, -1, -1) for t in embeddings)
-    rotate = sys.modules[type(attention).__module__].apply_rotary_pos_emb  # each family has its own
+    rotate: Any = sys.modules[type(attention).__module__].apply_rotary_pos_emb  # each family has its own
     keys = rotate(keys, keys, cos, sin)[1]
     cos, sin = (t[:, -1:] if last is None else _at(t, last) for t in (cos, sin))
     query = rotate(query, query, cos, sin)[0]
@@ -78,7 +78,8 @@ def _project(attention: Any, hidden: Tensor, name: str) -> Tensor:
     """[B, n, C] -> [B, H, n, d] queries ("q") or keys ("k") before RoPE, through the modules."""
     heads = getattr(attention, f"{name}_proj")(hidden).unflatten(-1, (-1, attention.head_dim))
     norm = getattr(attention, f"{name}_norm", None)
-    return (heads if norm is None else norm(heads)).transpose(1, 2)
+    normed: Tensor = heads if norm is None else norm(heads)
+    return normed.transpose(1, 2)
 
 
 def _at(x: Tensor, slot: Tensor) -> Tensor:
@@ -88,7 +89,7 @@ def _at(x: Tensor, slot: Tensor) -> Tensor:
 
 def _is_plain(module: nn.Module, kind: type) -> bool:
     """Calling it is nothing but its forward, on weights that are ordinary tensors."""
-    weight = module.weight
+    weight: Any = module.weight
     return (
         type(module) is kind
         and "forward" not in module.__dict__

@@ -42,7 +42,7 @@ def read_prompt(input_ids: Tensor, visual_ids: Sequence[int], padding_mask: Tens
     last = valid.shape[1] - 1 - valid.flip(1).to(torch.uint8).argmax(1)
     if bool(visual.gather(1, last[:, None]).any()):
         raise ValueError(
-            "input_ids: expected text after the last visual token of each sample, got a prompt that ends with a visual token"
+            "input_ids: expected text after the last visual token of each sample, got a prompt that ends with one"
         )
     return Prompt(visual, valid, visual.sum(1).tolist(), valid.sum(1).tolist())
 
@@ -91,7 +91,7 @@ def group_samples(prompt: Prompt, image_tokens: Sequence[int], device: torch.dev
             image += 1
         if taken != count:
             raise ValueError(
-                f"input_ids: expected the visual tokens of sample {sample} to be those of whole images, got {count} tokens "
+                f"input_ids: expected the visual tokens of sample {sample} to be those of whole images, got {count} "
                 f"for images of {list(image_tokens[begin:image])}"
             )
         images.append(list(range(begin, image)))

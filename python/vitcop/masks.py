@@ -1,11 +1,11 @@
-"""Attention masks for layers whose keys are not the prompt any more, in the form each attention implementation wants."""
+"""Attention masks for layers whose keys are not the prompt any more, as each attention implementation wants them."""
 
 import torch
 from torch import Tensor
 
 
 def mask_kind(implementation: str) -> str:
-    """"eager", "sdpa" or "flash": which form of mask an attention implementation takes.
+    """ "eager", "sdpa" or "flash": which form of mask an attention implementation takes.
 
     Implementations registered under another name are recognised by the mask function registered with them.
     """

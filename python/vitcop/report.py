@@ -1,5 +1,6 @@
-"""What a pruned prefill did and cost. Data only; nothing here waits for the device until a value is read on the host."""
+"""What a pruned prefill did and cost. Data only; nothing waits for the device until a value is read on the host."""
 
+import itertools
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -75,14 +76,14 @@ class StageReport:
             if plan.perm is None or plan.offsets is None:
                 return [before[i] for i in plan.anchors[row].tolist()]
             perm, offsets = plan.perm[row].tolist(), plan.offsets[row].tolist()
-            chosen = (perm[a:b] for a, b in zip(offsets, offsets[1:], strict=False))
+            chosen = (perm[a:b] for a, b in itertools.pairwise(offsets))
             return [sorted(token for i in members for token in before[i]) for members in chosen]
         return before
 
 
 @dataclass(frozen=True)
 class FlopsReport:
-    """FLOPs of the decoder's prefill, mean per sample. `eq9` is the paper's formula as printed, `counter` its tables' one."""
+    """FLOPs of the decoder's prefill, mean per sample: by the paper's formula as printed, and as its tables count."""
 
     eq9: float
     eq9_unpruned: float
@@ -112,6 +113,7 @@ class Report:
     kv_bytes: int = 0  # KV cache after the prefill, earlier turns included
     kv_bytes_unpruned: int = 0
     decoder: DecoderShape | None = field(default=None, repr=False)
+    positions: str = "compact"  # how the method numbers the tokens
 
     @property
     def selection_seconds(self) -> float:

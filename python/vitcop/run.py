@@ -43,7 +43,8 @@ class Run:
             position_ids = torch.arange(self.seen, self.seen + self.queries, device=self.device)[None]
         self.position_ids = position_ids if self.shift is None else position_ids - self.shift
         self.groups, self.tokens = list(groups), tokens
-        self.visible = [Visible(g, g.slots, torch.arange(g.total, device=self.device).expand_as(g.slots)) for g in groups]
+        place = [torch.arange(group.total, device=self.device).expand_as(group.slots) for group in groups]
+        self.visible = [Visible(group, group.slots, origin) for group, origin in zip(groups, place, strict=True)]
         self.source: Tensor | None = None  # [B, n] slot of the prompt that each slot came from; None: itself
         self.embeddings: tuple[Tensor, Tensor] | None = None  # cos, sin of the current slots
         self.dirty = self.before is not None  # layers no longer get what the decoder prepared for them
@@ -72,23 +73,24 @@ class Run:
     # -- one layer ---------------------------------------------------------------------------------------------------
 
     def layer_input(
-        self, index: int, layer: nn.Module, hidden: Tensor, kwargs: dict[str, Any], stages: dict[int, list[Stage]], report: Report
+        self, index: int, layer: nn.Module, hidden: Tensor, kwargs: dict[str, Any], report: Report
     ) -> tuple[Tensor, dict[str, Any]] | None:
         """What decoder layer `index` gets instead of `hidden` and `kwargs`; None: leave them."""
         if self.cache is None:
             self.cache = kwargs.get("past_key_values")
         if self.embeddings is None:
             self.embeddings = kwargs["position_embeddings"]
-        for stage in stages.get(index, ()):
-            if self.visible:
-                hidden = self._prune(stage, layer, hidden, report)
-        self._previous = (hidden, self.embeddings) if index + 1 in stages and self.visible else None
+        for number, stage in enumerate(self.program.stages):
+            if stage.layer == index and self.visible:
+                hidden = self._prune(number, stage, layer, hidden, report)
+        followed = self.visible and any(stage.layer == index + 1 for stage in self.program.stages)
+        self._previous = (hidden, self.embeddings) if followed else None
         self.slots.append(hidden.shape[1])
         key_mask, mask = self._masks(index, hidden)
         self.key_masks.append(key_mask)
         if not self.dirty:
             return None
-        # Position ids with gaps would be taken for packed sequences by flash attention; cos and sin carry the positions.
+        # Flash attention takes position ids with gaps for packed sequences; cos and sin carry the positions.
         changed = {"attention_mask": mask, "position_embeddings": self.embeddings, "position_ids": None}
         if kwargs.get("cache_position") is not None:
             begin = self.history[index]
@@ -97,7 +99,7 @@ class Run:
 
     def _masks(self, index: int, hidden: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Key mask [B, keys] and attention mask of a layer; the same objects as long as nothing has changed."""
-        before = self.history_mask if self.before is None else self.before.masks[index]
+        before = self._mask_before(index)
         length, queries = self.history[index], hidden.shape[1]
         key = (id(before), id(self.valid), length, queries, self.dirty)
         if self._mask is None or self._mask[0] != key:
@@ -108,10 +110,13 @@ class Run:
             self._mask = key, keys, mask
         return self._mask[1:]
 
+    def _mask_before(self, index: int) -> Tensor | None:
+        """[B, >= columns] key mask of what a layer held before this forward."""
+        return self.history_mask if self.before is None else self.before.masks[index]
+
     # -- one stage ---------------------------------------------------------------------------------------------------
 
-    def _prune(self, stage: Stage, layer: nn.Module, hidden: Tensor, report: Report) -> Tensor:
-        number = [s.name for s in self.program.stages].index(stage.name)
+    def _prune(self, number: int, stage: Stage, layer: nn.Module, hidden: Tensor, report: Report) -> Tensor:
         watch = Stopwatch(self.device)
         watch.start()
         with torch.no_grad():
@@ -128,7 +133,7 @@ class Run:
         if compaction is None:
             return hidden
         hidden = compaction.hidden(hidden)
-        self._apply(compaction, plans, stage.layer, last_stage=number + 1 == len(self.program.stages), hidden=hidden)
+        self._apply(compaction, plans, hidden, first=stage.layer == 0, last=number + 1 == len(self.program.stages))
         return hidden
 
     def _sources(self, index: int, layer: nn.Module, hidden: Tensor) -> Sources:
@@ -142,20 +147,10 @@ class Run:
 
         @functools.cache
         def attention(source: str) -> Tensor:
+            assert self.embeddings is not None
             if source == "layer":
-                at, x, embeddings = layer, hidden, self.embeddings
-            else:
-                at, (x, embeddings) = self._layer_before(index), self._input_before(index)
-                index_of_keys = index - 1
-            index_of_keys = index if source == "layer" else index - 1
-            assert embeddings is not None
-            keys = caches.layer_keys(self.cache, index_of_keys) if self.history[index_of_keys] else None
-            past = None if keys is None else keys[:, :, : self.history[index_of_keys]]
-            last = None
-            if self.valid is not None:
-                place = torch.arange(self.valid.shape[1], device=self.device)
-                last = torch.where(self.valid, place, -1).amax(1)
-            return decoder_keys.last_token_attention(at, x, last, embeddings, past, self._masks(index, x)[0])
+                return self._attention(index, layer, hidden, self.embeddings)
+            return self._attention(index - 1, self._layer_before(index), *self._input_before(index))
 
         @functools.cache
         def cached_keys() -> Tensor | None:
@@ -168,6 +163,23 @@ class Run:
             return functools.cache(functools.partial(on_device, name))
 
         return Sources(once("saliency"), once("features"), once("positions"), hidden, key_norms, attention, cached_keys)
+
+    def _attention(self, index: int, layer: nn.Module, hidden: Tensor, embeddings: tuple[Tensor, Tensor]) -> Tensor:
+        """[B, n] attention that each sample's last token pays in a layer, earlier turns taking their share."""
+        length, past = self.history[index], None
+        if length:
+            past = caches.layer_keys(self.cache, index)
+            if past is None:
+                raise NotImplementedError(
+                    "past_key_values: expected a DynamicCache on one device, to rank by attention"
+                )
+            past = past[:, :, :length]
+        last = None
+        if self.valid is not None:
+            place = torch.arange(self.valid.shape[1], device=self.device)
+            last = torch.where(self.valid, place, -1).amax(1)
+        keys = caches.grown_mask(self._mask_before(index), length, self.valid, self.batch, hidden.shape[1], self.device)
+        return decoder_keys.last_token_attention(layer, hidden, last, embeddings, past, keys)
 
     def _layer_before(self, index: int) -> nn.Module:
         if index == 0:
@@ -190,13 +202,13 @@ class Run:
                     dropped[sample] = visible.slots.shape[1] - plan.anchors.shape[1]
         return compact(parts, self.lengths, dropped, self.valid, width, self.device)
 
-    def _apply(self, compaction: Compaction, plans: dict[int, Plan], index: int, last_stage: bool, hidden: Tensor) -> None:
+    def _apply(self, compaction: Compaction, plans: dict[int, Plan], hidden: Tensor, first: bool, last: bool) -> None:
         """Bring everything that belongs to a slot to the shortened sequence."""
         width = compaction.column.shape[1]
         ids = self.position_ids.expand(self.batch, -1)
         place = torch.arange(width, device=self.device).expand(self.batch, -1)
         recompute = False
-        if index == 0 and self.program.positions != "original":
+        if first and self.program.positions != "original":
             # Contiguous: an id counts the tokens before it that are still there.
             alive = compaction.column < compaction.index.shape[1]
             gone = ~alive if self.valid is None else ~alive & self.valid
@@ -204,7 +216,7 @@ class Run:
             ids, recompute = ids - before, True
             total = before[:, -1:]
             self.shift = total if self.shift is None else self.shift + total
-        elif last_stage and self.program.positions == "released":
+        elif last and self.program.positions == "released":
             ids, recompute = place if self.valid is None else self.valid.cumsum(1) - 1, True
         self.position_ids = compaction.gather(ids)
         assert self.embeddings is not None
@@ -261,12 +273,12 @@ class Run:
             joined[slice(None) if rows is None else rows, : part.shape[1]] = part
         return joined
 
-    def finish(self, last_hidden_state: Tensor, cache: Any) -> Tensor:
+    def finish(self, last_hidden_state: Tensor) -> Tensor:
         """Leave the state on the cache; give back `last_hidden_state` at the length that was put in, 0 where pruned."""
-        if cache is not None:
+        if self.cache is not None:
             prompt = self.seen + self.queries if self.groups else (self.before.prompt if self.before else 0)
             dropped = (self.before.dropped if self.before else 0) + self.queries - self.slots[0]
-            caches.attach_state(cache, CacheState(dropped, self.key_masks, self.shift, prompt))
+            caches.attach_state(self.cache, CacheState(dropped, self.key_masks, self.shift, prompt))
         if self.source is None:
             return last_hidden_state
         target = self.source if self.valid is None else self.source.masked_fill(~self.valid, self.queries)

@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 from . import caches
 from .layout import Prompt, group_samples, read_prompt
 from .masks import mask_kind
-from .methods.base import Method, Stage
+from .methods.base import Method
 from .report import Report
 
 if TYPE_CHECKING:
@@ -54,13 +54,12 @@ class Handle:
         self.adapter = adapter_for(model)
         self.method = method
         if self.adapter.owner in _PRUNED:
-            raise ValueError("model: expected one that is not being pruned, got one with a method attached; remove that first")
+            raise ValueError("model: expected one that is not being pruned, got one with a method attached")
         mask_kind(self.adapter.decoder.config._attn_implementation)
         self.program = method.program(self.adapter.shape.num_layers)
-        self.report = Report(notes=list(self.program.notes), decoder=self.adapter.shape)
-        self._stages: dict[int, list[Stage]] = {}
-        for stage in self.program.stages:
-            self._stages.setdefault(stage.layer, []).append(stage)
+        self.report = Report(
+            notes=list(self.program.notes), decoder=self.adapter.shape, positions=self.program.positions
+        )
         self._tokens: list[VisualTokens] = []  # of the forward in progress
         self._arguments: dict[str, Any] = {}
         self._prompt: Prompt | None = None
@@ -116,13 +115,13 @@ class Handle:
         visual, encoded = self.adapter.given(arguments)
         if ids is None:
             if visual:
-                raise ValueError("input_ids: expected them beside images, to find the visual tokens; got inputs_embeds alone")
+                raise ValueError("input_ids: expected them beside images, to find visual tokens; got inputs_embeds")
             return
         if visual or ids.shape[1] > 1:  # a decoding step is not read
             prompt = read_prompt(ids, self.adapter.visual_ids, mask)
             if visual != any(prompt.counts):
                 found = "none in input_ids" if visual else f"{sum(prompt.counts)} in input_ids but no images"
-                raise ValueError(f"input_ids: expected visual tokens where images are given and only there, got {found}")
+                raise ValueError(f"input_ids: expected visual tokens exactly where images are given, got {found}")
             for total in sorted(set(prompt.counts) - {0}):
                 self.program.counts(total)  # an infeasible budget
             self._prompt = prompt
@@ -145,11 +144,10 @@ class Handle:
         groups = []
         if self._tokens and self._prompt is not None:
             groups = group_samples(self._prompt, [n for t in self._tokens for n in t.image_tokens], embeds.device)
-        position_ids = kwargs.get("position_ids")
+        mask, position_ids = kwargs.get("attention_mask"), kwargs.get("position_ids")
         self._run = run = Run(
-            self.adapter, self.program, embeds, cache, kwargs.get("attention_mask"), position_ids, self._prompt, groups,
-            list(self._tokens),
-        )  # fmt: skip
+            self.adapter, self.program, embeds, cache, mask, position_ids, self._prompt, groups, list(self._tokens)
+        )
         if groups:
             assert self._prompt is not None
             report = self.report
@@ -165,7 +163,7 @@ class Handle:
         if run is None:
             return None
         hidden = args[0] if args else kwargs["hidden_states"]
-        changed = run.layer_input(index, module, hidden, kwargs, self._stages, self.report)
+        changed = run.layer_input(index, module, hidden, kwargs, self.report)
         if changed is None:
             return None
         hidden, kwargs = changed
@@ -182,10 +180,8 @@ class Handle:
             self.report.kv_bytes, self.report.kv_bytes_unpruned = run.kv_bytes(itemsize)
         if not run.dirty:
             return None
-        as_tuple = isinstance(output, tuple)
-        cache = run.cache
-        hidden = run.finish(output[0], cache)
-        if as_tuple:
+        hidden = run.finish(output[0])
+        if isinstance(output, tuple):
             return (hidden, *output[1:])
         output["last_hidden_state"] = hidden
         return output

@@ -11,14 +11,16 @@ from torch.utils.hooks import RemovableHandle
 from vitcop.report import DecoderShape
 
 VISION = "vitcop"
-"""Extra key of the vision tower's ModelOutput. generate() of transformers 5.2x encodes images before the prefill and hands
-that object on, so what Stage I needs travels with it."""
+"""Extra key of the vision tower's ModelOutput. generate() of transformers 5.2x encodes images before the prefill and
+hands that object on, so what Stage I needs travels with it."""
 
 
 class VisualTokens(Protocol):
     """The visual tokens of one run of the vision tower, T in all, in the order of the prompt's placeholders."""
 
-    image_tokens: Sequence[int]  # tokens of each image
+    @property
+    def image_tokens(self) -> Sequence[int]:
+        """Tokens of each image."""
 
     def saliency(self) -> Tensor:
         """[T] attention received, larger is more salient."""
@@ -40,8 +42,8 @@ class Adapter(ABC):
         NotImplementedError: a configuration that cannot be pruned.
     """
 
-    def __init__(self, owner: nn.Module) -> None:
-        self.owner: Any = owner
+    def __init__(self, owner: Any) -> None:
+        self.owner = owner
         self.config: Any = owner.config
         language_model = self.owner.language_model
         self.decoder: Any = language_model if hasattr(language_model, "layers") else language_model.model
@@ -72,8 +74,8 @@ class Adapter(ABC):
 
     @abstractmethod
     def watch(self, tower_outputs: list[VisualTokens]) -> Iterable[RemovableHandle]:
-        """Hook the vision side: each run of the tower appends its tokens to `tower_outputs`, and leaves them in its output
-        under the key `VISION`."""
+        """Hook the vision side: each run of the tower appends its tokens to `tower_outputs`, and leaves them in its
+        output under the key `VISION`."""
 
     def given(self, arguments: dict[str, Any]) -> tuple[bool, list[VisualTokens]]:
         """Whether a forward comes with visual features, and those that were encoded before it."""
@@ -83,8 +85,8 @@ class Adapter(ABC):
         for output in encoded:
             if VISION not in output:
                 raise NotImplementedError(
-                    "mm_encoder_outputs: expected outputs of this model's vision tower under vitcop, got others (features "
-                    "encoded before pruning was switched on, or prefill_chunk_size)"
+                    "mm_encoder_outputs: expected outputs of this model's vision tower under vitcop, got others "
+                    "(features encoded before pruning was switched on, or prefill_chunk_size)"
                 )
             tokens.append(output[VISION])
         return pixels or bool(encoded), tokens

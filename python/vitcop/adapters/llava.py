@@ -15,7 +15,7 @@ from .base import VISION, Adapter, VisualTokens, feature_layer, tower_layers
 
 @dataclass
 class ClipTokens:
-    """What the watched CLIP layer computed: `query [n, H*d]` of [CLS], `keys [n, 1+N, H*d]` of [CLS] and all patches."""
+    """What a CLIP layer computed for n images: `query [n, H*d]` of [CLS], `keys [n, 1+N, H*d]` of [CLS] and patches."""
 
     query: Tensor
     keys: Tensor
@@ -41,7 +41,7 @@ class ClipTokens:
 
 
 class LlavaAdapter(Adapter):
-    def __init__(self, owner: nn.Module) -> None:
+    def __init__(self, owner: Any) -> None:
         super().__init__(owner)
         vision = self.config.vision_config
         if self.config.vision_feature_select_strategy != "default":
@@ -69,8 +69,9 @@ class LlavaAdapter(Adapter):
             attention = self.attention
             tokens = ClipTokens(seen.pop("query"), seen.pop("keys"), attention.num_heads, attention.scale, self.grid)
             if len(tokens.image_tokens) and tokens.image_tokens[0] != self.grid[0] * self.grid[1]:
+                rows, cols = self.grid
                 raise NotImplementedError(
-                    f"pixel_values: expected images of {self.grid[0]}x{self.grid[1]} patches, got {tokens.image_tokens[0]} patches"
+                    f"pixel_values: expected images of {rows}x{cols} patches, got {tokens.image_tokens[0]} patches"
                 )
             tower_outputs.append(tokens)
             if isinstance(output, dict):

@@ -12,7 +12,7 @@ Positions = Literal["compact", "original", "released"]
 
 
 class Context(Protocol):
-    """What a stage may look at: G samples with the same number of visual tokens. Tensors are computed when asked for."""
+    """What a stage may look at: G samples with equally many visual tokens. Tensors are computed when asked for."""
 
     total: int  # visual tokens of a sample before any pruning (m)
     count: int  # visual tokens at this stage (V)

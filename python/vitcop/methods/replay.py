@@ -1,37 +1,35 @@
-"""Replay the plans of an earlier prefill: the same token counts without the choosing, to measure what choosing costs."""
+"""Replay the plans of an earlier prefill: the same token counts without choosing, to measure what choosing costs."""
 
+import functools
 from collections.abc import Sequence
+from typing import Any
 
 from vitcop.report import Report
 
-from .base import Context, Method, Plan, Positions, Program, Stage
+from .base import Context, Method, Plan, Program, Stage
 
 
 class Replay(Method):
     """Prune as `report` says it was done, for prompts with the same layout."""
 
-    def __init__(self, report: Report, positions: Positions = "compact") -> None:
+    def __init__(self, report: Report) -> None:
         if not report.stages:
             raise ValueError("report: expected the report of a prefill with visual tokens, got an empty one")
-        self.positions = positions
+        self.positions: Any = report.positions
         self.recorded = [(stage.name, stage.layer, dict(stage.plans)) for stage in report.stages]
         self.table: dict[int, list[int]] = {}
         for sample, total in enumerate(report.visual_tokens):
             self.table[total] = [stage.tokens_out[sample] for stage in report.stages]
 
     def program(self, num_layers: int) -> Program:
-        def replay(plans: dict[int, Plan]) -> Stage:
-            def select(ctx: Context) -> Plan:
-                return plans[ctx.total]
-
-            return Stage(name, layer, select)
-
-        stages = []
-        for name, layer, plans in self.recorded:
-            stages.append(replay(plans))
+        stages = [Stage(name, layer, functools.partial(_replay, plans)) for name, layer, plans in self.recorded]
         return Program(stages, self._counts, self.positions)
 
     def _counts(self, total: int) -> Sequence[int]:
         if total not in self.table:
             raise ValueError(f"replay: expected prompts of {sorted(self.table)} visual tokens, got {total}")
         return self.table[total]
+
+
+def _replay(plans: dict[int, Plan], ctx: Context) -> Plan:
+    return plans[ctx.total]

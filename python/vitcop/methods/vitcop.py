@@ -22,11 +22,12 @@ SHALLOW, DEEP = _DefaultLayer(2), _DefaultLayer(22)
 # What None stands for under each semantics.
 DEFAULTS: dict[str, dict[str, str]] = {
     "paper": {
-        "key_source": "layer", "heads": "l2", "merge": "mean", "quota": "exact", "positions": "compact", "features": "clip_key",
+        "key_source": "layer", "heads": "l2", "merge": "mean", "quota": "exact", "positions": "compact",
+        "features": "clip_key",
     },
     "released": {
-        "key_source": "previous", "heads": "mean", "merge": "anchor_plus_mean", "quota": "released", "positions": "released",
-        "features": "clip_key",
+        "key_source": "previous", "heads": "mean", "merge": "anchor_plus_mean", "quota": "released",
+        "positions": "released", "features": "clip_key",
     },
 }  # fmt: skip
 CHOICES = {
@@ -53,10 +54,10 @@ class ViTCoP(Method):
         center_ratio: clusters per token of Stage II (alpha); None: the authors' ratio for the retention.
         shallow_layer, deep_layer: the layers whose inputs Stages II and III prune. The defaults are for 32 layers; in
             decoders of other depths they move with the depth (the report says so), a layer given by the caller stays.
-        deep_share: pi3/pi2. d_c: cutoff distance of the clustering. tau: its spatial limit, in units of the image's side.
+        deep_share: pi3/pi2. d_c: cutoff distance of the clustering. tau: its spatial limit, image side = 1.
         semantics: "paper", or "released" to do as the authors' code does, bugs included. It sets every None below.
-        saliency: "key_norm"; "attention" ranks by the attention of the prompt's last token instead; "key_norm_only" ranks
-            by key norms and does not cluster (both for Table 4).
+        saliency: "key_norm"; "attention" ranks by the attention of the prompt's last token instead; "key_norm_only"
+            ranks by key norms and does not cluster (both for Table 4).
         key_source: keys of the pruned "layer" itself, or of the "previous" one.
         heads: "l2" or "mean", see `vitcop_kernels.key_norms`.
         merge: "mean" or "anchor_plus_mean", see `vitcop_kernels.segment_mean`.
@@ -165,7 +166,7 @@ class ViTCoP(Method):
         return Plan(ops.select_tokens(ctx.saliency, ctx.budget, largest=True))
 
     def _stage2(self, ctx: Context, num_layers: int) -> Plan:
-        """Collaborative pruning: clusters of visual features, of each the most salient tokens and the mean of the rest."""
+        """Collaborative pruning: of each cluster the most salient tokens, and the mean of the rest."""
         scores = self._scores(ctx)
         if self.saliency == "key_norm_only":
             return Plan(ops.select_tokens(scores, ctx.budget))
@@ -173,7 +174,8 @@ class ViTCoP(Method):
         if alpha is None:
             alpha = budget.default_center_ratio(self.schedule(num_layers, ctx.total).retention)
         labels, num_clusters = self.cluster(ctx, alpha)
-        perm, offsets, anchors, merged = ops.plan_tokens(labels, scores, num_clusters, ctx.budget, quota=self.option("quota"))
+        quota = self.option("quota")
+        perm, offsets, anchors, merged = ops.plan_tokens(labels, scores, num_clusters, ctx.budget, quota=quota)
         return Plan(anchors, perm, offsets, merged, labels, self.option("merge"))
 
     def _stage3(self, ctx: Context) -> Plan:
