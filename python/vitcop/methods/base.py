@@ -61,6 +61,7 @@ class Plan:
     merged: Tensor | None = None  # [G, S] bool
     labels: Tensor | None = None  # [G, V] int64, for the report
     merge: str = "mean"  # or "anchor_plus_mean"
+    centers: Tensor | None = None  # [G, K] int64, for the report: which of the V tokens are centres of clusters
 
     def owner(self, count: int) -> Tensor:
         """[G, V] int64: the anchor whose segment a token is in, -1 where it is dropped."""

@@ -173,10 +173,10 @@ class ViTCoP(Method):
         alpha = self.center_ratio
         if alpha is None:
             alpha = budget.default_center_ratio(self.schedule(num_layers, ctx.total).retention)
-        labels, num_clusters = self.cluster(ctx, alpha)
+        labels, num_clusters, centers = self.cluster(ctx, alpha)
         quota = self.option("quota")
         perm, offsets, anchors, merged = ops.plan_tokens(labels, scores, num_clusters, ctx.budget, quota=quota)
-        return Plan(anchors, perm, offsets, merged, labels, self.option("merge"))
+        return Plan(anchors, perm, offsets, merged, labels, self.option("merge"), centers)
 
     def _stage3(self, ctx: Context) -> Plan:
         """Textual saliency: the tokens of the smallest key norms."""
@@ -188,13 +188,16 @@ class ViTCoP(Method):
             return -ctx.attention(self.option("key_source"))
         return ctx.key_norms(self.option("heads"), self.option("key_source"))
 
-    def cluster(self, ctx: Context, center_ratio: float) -> tuple[Tensor, int]:
-        """Labels `[G, V]` of the visual tokens and their upper bound. Each image is clustered on its own."""
+    def cluster(self, ctx: Context, center_ratio: float) -> tuple[Tensor, int, Tensor | None]:
+        """Labels `[G, V]` of the visual tokens, their upper bound, and the centres `[G, K]` (only of single images).
+
+        Each image is clustered on its own.
+        """
         features = ctx.features if self.option("features") == "clip_key" else ctx.hidden
         if ctx.num_segments == 1:
             centers = ops.num_centers_for(center_ratio, ctx.count, semantics=self.semantics)
             result = ops.vic_cluster(features, ctx.positions, self.d_c, self.tau, centers, semantics=self.semantics)
-            return result[0], centers
+            return result[0], centers, result[1]
 
         # How many tokens of an image Stage I kept is known to the device alone: shapes follow from the upper bound.
         longest = min(ctx.count, ctx.max_segment)
@@ -211,4 +214,4 @@ class ViTCoP(Method):
             semantics=self.semantics, center_counts=wanted.clamp(min=1).long(),
         )  # fmt: skip
         labels = result[0].view_as(segment)
-        return torch.where(labels < 0, -1, labels + segment * centers), centers * ctx.num_segments
+        return torch.where(labels < 0, -1, labels + segment * centers), centers * ctx.num_segments, None
