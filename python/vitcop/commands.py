@@ -1,0 +1,209 @@
+"""The commands, in typer. What they do is in compare.py, doctor.py, tables.py and visualize.py."""
+
+import contextlib
+import time
+from collections.abc import Iterator
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from . import doctor
+
+app = typer.Typer(
+    name="vitcop",
+    help="Visual-token pruning for large vision-language models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+NEEDED = ("transformers", "pillow", "matplotlib")
+
+
+class Semantics(StrEnum):
+    paper = "paper"
+    released = "released"
+
+
+class Dtype(StrEnum):
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+@app.callback()
+def _root() -> None:
+    """Visual-token pruning for large vision-language models."""
+
+
+@app.command("doctor")
+def doctor_command(
+    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Tell what is usable on this machine, and why the rest is not."""
+    results = doctor.checks()
+    if json:
+        print(doctor.as_json(results))
+        return
+    from .tables import doctor_table
+
+    Console().print(doctor_table(results))
+
+
+@app.command("run")
+def run_command(
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="A llava-hf checkpoint: folder or hub id. Without it: the embedded LLaVA, with random weights."
+        ),
+    ] = None,
+    image: Annotated[str | None, typer.Option(help="A photograph. Without it: the one that comes with vitcop.")] = None,
+    prompt: Annotated[str, typer.Option(help="The question.")] = "What is on the table?",
+    retain: Annotated[int | None, typer.Option(help="Visual tokens kept, averaged over layers. [default: 64]")] = None,
+    retention: Annotated[float | None, typer.Option(help="The same as a share of them, in (0, 1].")] = None,
+    semantics: Annotated[
+        Semantics, typer.Option(help="As the paper says, or as its authors' code does.")
+    ] = Semantics.paper,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of the answers.")] = 24,
+    dtype: Annotated[
+        Dtype | None, typer.Option(help="[default: the checkpoint's, bfloat16 for float16 on a CPU]")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="[default: cuda if there is one, else cpu]")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for stages.png and report.json.")] = Path("vitcop-run"),
+    seed: Annotated[int | None, typer.Option(help="Seed of the embedded model's random weights.")] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Measurements, of which the median is shown.")] = 3,
+) -> None:
+    """Answer a question about a photograph with and without pruning, and show what was kept, what it cost and saved."""
+    missing = doctor.missing_extras(*NEEDED)
+    if missing:
+        _fail(f"`vitcop run` needs {', '.join(missing)}: pip install 'vitcop[cli]'")
+    from .compare import PHOTOGRAPH, UserError
+
+    console = Console()
+    try:
+        _run(
+            console, model=model, image=PHOTOGRAPH if image is None else Path(image), prompt=prompt, retain=retain,
+            retention=retention, semantics=semantics.value, max_new_tokens=max_new_tokens,
+            dtype=None if dtype is None else dtype.value, device=device, out=out, seed=seed, repeats=repeats,
+        )  # fmt: skip
+    except UserError as error:
+        _fail(str(error))
+
+
+def _run(
+    console: Console, *, model: str | None, image: Path, prompt: str, retain: int | None, retention: float | None,
+    semantics: str, max_new_tokens: int, dtype: str | None, device: str | None, out: Path, seed: int | None,
+    repeats: int,
+) -> None:  # fmt: skip
+    import vitcop_kernels
+
+    from . import ViTCoP, __version__
+    from .compare import UserError, as_json, compare, encode, open_image, seen_photo
+
+    photograph = open_image(image)
+    try:
+        method = ViTCoP(retain=64 if retain is retention is None else retain, retention=retention, semantics=semantics)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    _make_folder(out)
+
+    with _step(console, "importing transformers"):
+        import torch
+        import transformers
+
+        from .loading import load_checkpoint, load_embedded, pick_device
+
+        transformers.utils.logging.set_verbosity_error()
+        where = pick_device(device)
+    if model is None:
+        with _step(console, "making the embedded LLaVA (no download)"):
+            loaded = load_embedded(where, dtype, seed)
+    else:
+        with _step(console, f"loading {model}", spin=False):
+            loaded = load_checkpoint(model, where, dtype)
+    with _step(console, "preparing the photograph and the prompt"):
+        inputs = encode(loaded, photograph, prompt)
+    with _step(console, "answering") as tell:
+        try:
+            result = compare(loaded, inputs, method, max_new_tokens=max_new_tokens, repeats=repeats, progress=tell)
+        except (ValueError, NotImplementedError) as error:
+            raise UserError(" ".join(str(error).split())) from None
+        except torch.OutOfMemoryError:
+            raise UserError(f"not enough memory on {where}; try --dtype bfloat16 or --max-new-tokens 1") from None
+
+    from . import tables, visualize
+
+    report = result.report
+    if not report.stages:
+        raise UserError(f"{loaded.name} saw no visual tokens, so nothing was pruned")
+    extra = {
+        "device": str(where), "dtype": str(loaded.model.dtype).removeprefix("torch."), "seed": seed, "repeats": repeats,
+        "threads": torch.get_num_threads(), "native_error": vitcop_kernels.native_error,
+        "versions": {"vitcop": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
+    }  # fmt: skip
+    document = as_json(loaded, result, image=str(image), prompt=prompt, method=method, extra=extra)
+    (out / "report.json").write_text(document, encoding="utf-8")
+    picture = out / "stages.png"
+    if visualize.square_side(report) is None:
+        drawn = f"no picture: the {report.visual_tokens[0]} visual tokens are not one square image"
+    else:
+        with _step(console, "drawing"):
+            title, subtitle = headline(loaded, result)
+            visualize.save_stages(picture, seen_photo(loaded, inputs), report, title=title, subtitle=subtitle)
+        drawn = f"picture: {picture}"
+
+    console.print()
+    console.print(
+        f"[bold]{loaded.name}[/bold], {extra['dtype']} on {where}, {extra['threads']} threads", highlight=False
+    )
+    console.print(f"prompt: {prompt!r}", highlight=False, markup=False)
+    for note in report.notes:
+        console.print(f"note: {note}", highlight=False, markup=False)
+    console.print(tables.stages_table(result))
+    console.print(tables.costs_table(result))
+    console.print(tables.answers(loaded, result))
+    console.print(drawn, highlight=False, markup=False, soft_wrap=True)
+    console.print(f"numbers: {out / 'report.json'}", highlight=False, markup=False, soft_wrap=True)
+
+
+def headline(loaded: Any, result: Any) -> tuple[str, str]:
+    """Title and subtitle of the picture."""
+    from .embedded import LABEL
+
+    arrow = " \N{RIGHTWARDS ARROW} "
+    tokens = [result.report.visual_tokens[0], *(row.tokens_out for row in result.stages)]
+    what = f"embedded LLaVA, {LABEL}" if loaded.random_weights else loaded.name
+    return f"ViTCoP: {arrow.join(map(str, tokens))} visual tokens", what
+
+
+@contextlib.contextmanager
+def _step(console: Console, what: str, *, spin: bool = True) -> Iterator[Any]:
+    """Show what is being done while it is, and how long it took. Yields a function to tell what it is doing now."""
+    start = time.perf_counter()
+    if spin and console.is_terminal:
+        with console.status(f"{what} ...") as status:
+            yield lambda now: status.update(f"{what}: {now} ...")
+    else:
+        console.print(f"{what} ...", highlight=False, markup=False)
+        yield lambda now: console.print(f"  {now} ...", highlight=False, markup=False)
+    console.print(f"{what}: {time.perf_counter() - start:.1f} s", highlight=False, markup=False)
+
+
+def _make_folder(out: Path) -> None:
+    from .compare import UserError
+
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        probe = out / ".vitcop-probe"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"--out: cannot write into {out} ({error.strerror})") from None
+
+
+def _fail(sentence: str) -> None:
+    Console(stderr=True).print(f"vitcop: {sentence}", highlight=False, markup=False, soft_wrap=True)
+    raise typer.Exit(2)
