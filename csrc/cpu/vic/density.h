@@ -6,8 +6,12 @@
 
 namespace vitcop::vic::VITCOP_VIC_NS {
 
-// exp(x) for x <= 0 to 1 ulp (Cephes' polynomial); exactly 1 at 0, about 0 below -80.
-VITCOP_INLINE V exp_negative(V x) {
+// exp(x) = scale + scale * rest for x <= 0 (Cephes' polynomial): kept apart until they meet in float64, since flat densities
+// differ in the last digits of terms close to 1. Exactly 1 + 0 at 0, about 0 below -80.
+struct Exp {
+  V scale, rest;
+};
+VITCOP_INLINE Exp exp_negative(V x) {
   x = max(x, splat(-80.0f));
   const V shift = splat(0x1.8p23f);
   const V shifted = fma(x, splat(1.44269504088896341f), shift), n = shifted - shift;
@@ -19,16 +23,15 @@ VITCOP_INLINE V exp_negative(V x) {
   p = fma(p, r, splat(4.1665795894e-2f));
   p = fma(p, r, splat(1.6666665459e-1f));
   p = fma(p, r, splat(5.0000001201e-1f));
-  p = fma(p, r * r, r) + 1.0f;
-  return bits(bits(p) + (bits(shifted) << 23));
+  return {bits((bits(shifted) << 23) + bits(splat(1))), fma(p, r * r, r)};
 }
 
 // d^2 up to dist_scale^2 and eps.
 VITCOP_INLINE V squared(V q, bool cosine) { return cosine ? q * q * 0.25f : q; }
 VITCOP_INLINE float squared(float q, bool cosine) { return cosine ? q * q * 0.25f : q; }
 
-// log sum exp(-d^2/d_c^2) around the nearest neighbour. Terms are rounded to one quantum, so their float64 sum is exact and
-// does not depend on the order of the tokens: equal distances give equal densities.
+// log sum exp(-d^2/d_c^2) around the nearest neighbour. Terms are rounded to one quantum and what that leaves to a finer
+// one, so both float64 sums are exact and do not depend on the order of the tokens: equal distances give equal densities.
 inline Density gaussian(const float* q, int64_t n_pad, const DensityArgs& a) {
   float base = -static_cast<float>(a.eps);  // the own term, d = 0, is the largest
   double shift = 0;
@@ -41,15 +44,24 @@ inline Density gaussian(const float* q, int64_t n_pad, const DensityArgs& a) {
     shift = (base + a.eps) * a.inverse;
   }
   const V rate = splat(a.inverse < 3e38 ? static_cast<float>(a.inverse) : 3e38f);
-  const D magic = D{} + a.magic;
-  D total[2] = {};
+  const D magic = D{} + a.magic, magic2 = D{} + a.magic2;
+  D total[2] = {}, rest[2] = {};
   for (int64_t j = 0; j < n_pad; j += W) {
-    const V e = exp_negative((base - squared(load(q + j), a.cosine)) * rate);
-    total[0] += (low(e) + magic) - magic;
-    total[1] += (high(e) + magic) - magic;
+    const Exp e = exp_negative((base - squared(load(q + j), a.cosine)) * rate);
+    const D scale[2] = {low(e.scale), high(e.scale)};
+    const D term[2] = {low(e.rest) * scale[0] + scale[0], high(e.rest) * scale[1] + scale[1]};
+    for (int h = 0; h < 2; ++h) {
+      const D rounded = (term[h] + magic) - magic;
+      total[h] += rounded;
+      rest[h] += (term[h] - rounded + magic2) - magic2;
+    }
   }
-  double s = a.self ? 1 : 0;
-  for (int l = 0; l < W / 2; ++l) s += total[0][l] + total[1][l];
+  double s = a.self ? 1 : 0, s2 = 0;
+  for (int l = 0; l < W / 2; ++l) {
+    s += total[0][l] + total[1][l];
+    s2 += rest[0][l] + rest[1][l];
+  }
+  s += s2;
   const double log_rho = __builtin_log(s) - shift;
   return {log_rho, static_cast<float>(a.self ? s : __builtin_exp(log_rho))};
 }
@@ -100,10 +112,11 @@ inline Density density(const float* q, int64_t n_pad, const DensityArgs& a, floa
 }
 
 inline float widest(const float* q, int64_t n_pad) {
-  V most{};
+  const V none = splat(-1);
+  V most = none;
   for (int64_t j = 0; j < n_pad; j += W) {
     const V x = load(q + j);
-    most = max(x < __builtin_inff() ? x : V{}, most);
+    most = max(x < __builtin_inff() ? x : none, most);
   }
   return -least(-most);
 }

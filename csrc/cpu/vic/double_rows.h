@@ -1,4 +1,4 @@
-// Rows of q in float64 by direct differences: right for any finite features, where float32 squares over- or underflow.
+// Rows of d^2 (short of dist_scale) in float64 by direct differences: right for any finite features, where float32 squares over- or underflow.
 // Rare, so simple rather than fast: nothing is stored but a row per worker.
 #pragma once
 
@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "cpu/vic/elements.h"
+#include "cpu/vic/sample.h"
 #include "cpu/vic/team.h"
 
 namespace vitcop::vic {
@@ -15,8 +16,13 @@ class DoubleRows {
  public:
   using Real = double;
 
-  DoubleRows(const Tokens& tokens, bool parallel, int64_t workers)
-      : tokens_(tokens), parallel_(parallel), rows_(workers, std::vector<double>(tokens.n)), bad_(tokens.n) {
+  DoubleRows(const Tokens& tokens, const Options& o, bool parallel, int64_t workers)
+      : tokens_(tokens),
+        cosine_(o.cosine),
+        eps_(o.released ? 1e-8 : 0),
+        parallel_(parallel),
+        rows_(workers, std::vector<double>(tokens.n)),
+        bad_(tokens.n) {
     with_elements(tokens.dtype, [&](auto element) {
       for (int64_t i = 0; i < tokens.n; ++i) {
         const auto* row = static_cast<const decltype(element)*>(tokens.row(i));
@@ -27,8 +33,9 @@ class DoubleRows {
 
   bool bad(int64_t i) const { return bad_[i]; }
   bool beyond() const { return false; }
+  double squared(double d2) const { return d2; }
 
-  // f(i, row of q, worker) for every token.
+  // f(i, row of d^2, worker) for every token.
   template <class F>
   void visit(const F& f) {
     for_each(parallel_, tokens_.n, [&](int64_t i, int64_t worker) {
@@ -80,7 +87,8 @@ class DoubleRows {
         const double gap = to_double(mine[k]) - to_double(other[k]);
         sums[0] += gap * gap;
       }
-      q[j] = ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]));
+      const double sum = ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]));
+      q[j] = (cosine_ ? sum * sum * 0.25 : sum) + eps_;
     }
   }
 
@@ -95,17 +103,19 @@ class DoubleRows {
   }
 
   Density gaussian(const double* q, const DensityArgs& a) const {
-    const auto exponent = [&](double x) { return ((a.cosine ? x * x * 0.25 : x) + a.eps) * a.inverse; };
     double nearest = kInf;
     for (int64_t j = 0; j < tokens_.n; ++j) nearest = std::min(nearest, q[j]);
     if (!a.self && nearest == kInf) return {-kInf, 0};
-    const double base = a.self ? 0 : exponent(nearest);
-    double s = a.self ? 1 : 0;
+    const double base = a.self ? 0 : nearest * a.inverse;
+    double s = a.self ? 1 : 0, s2 = 0;
     for (int64_t j = 0; j < tokens_.n; ++j) {
       if (q[j] == kInf) continue;
-      const double term = q[j] == nearest && !a.self ? 1 : std::exp(base - exponent(q[j]));
-      s += (term + a.magic) - a.magic;
+      const double term = q[j] == nearest && !a.self ? 1 : std::exp(base - q[j] * a.inverse);
+      const double rounded = (term + a.magic) - a.magic;
+      s += rounded;
+      s2 += (term - rounded + a.magic2) - a.magic2;
     }
+    s += s2;
     const double log_rho = std::log(s) - base;
     return {log_rho, static_cast<float>(a.self ? s : std::exp(log_rho))};
   }
@@ -116,13 +126,15 @@ class DoubleRows {
     double total = 0;
     int64_t count = a.self;
     for (int64_t k = 0; k < a.k && sorted[k] < kInf; ++k, ++count)
-      total += ((a.cosine ? sorted[k] * sorted[k] * 0.25 : sorted[k]) + a.eps) * a.scale2;
+      total += sorted[k] * a.scale2;
     if (count == 0) return {-kInf, 0};
     const double log_rho = -total / static_cast<double>(count);
     return {log_rho, static_cast<float>(std::exp(log_rho))};
   }
 
   const Tokens tokens_;
+  const bool cosine_;
+  const double eps_;
   const bool parallel_;
   std::vector<std::vector<double>> rows_;
   std::vector<char> bad_;

@@ -13,12 +13,12 @@ class FloatRows {
  public:
   using Real = float;
 
-  FloatRows(const Tokens& tokens, const float* anchor, const Kernels& kernels, const Scratch& s, int64_t neighbours,
+  FloatRows(const Tokens& tokens, const float* anchor, const Options& o, const Kernels& kernels, const Scratch& s,
             bool parallel)
       : gram_{tokens, s.packed, s.norm, s.panels, s.words, s.panel_size},
         kernels_(kernels),
         s_(s),
-        neighbours_(neighbours),
+        options_(o),
         parallel_(parallel),
         stored_(tokens.n <= kStoredTokens) {
     for_each(parallel, s.panels, [&](int64_t p, int64_t) {
@@ -30,6 +30,9 @@ class FloatRows {
   bool bad(int64_t i) const { return s_.norm[i] == std::numeric_limits<float>::infinity(); }
   // Some value needs more range than float32 has.
   bool beyond() const { return beyond_.load(std::memory_order_relaxed); }
+
+  // d^2, short of dist_scale
+  double squared(double q) const { return (options_.cosine ? q * q * 0.25 : q) + (options_.released ? 1e-8 : 0); }
 
   // f(i, row of q, worker) for every token.
   template <class F>
@@ -51,7 +54,7 @@ class FloatRows {
   }
 
   Density density(const float* q, const DensityArgs& a, int64_t worker) const {
-    return kernels_.density(q, s_.n_pad, a, s_.heap + worker * neighbours_);
+    return kernels_.density(q, s_.n_pad, a, s_.heap + worker * options_.neighbours);
   }
   Nearest parent(const float* q, int64_t n_pad, int64_t i, int32_t limit, const ParentArgs& a) const {
     return kernels_.parent(q, n_pad, i, limit, a);
@@ -80,7 +83,7 @@ class FloatRows {
   const Gram gram_;
   const Kernels& kernels_;
   const Scratch& s_;
-  const int64_t neighbours_;
+  const Options& options_;
   const bool parallel_, stored_;
   std::atomic<bool> beyond_{false};
 };

@@ -1,6 +1,7 @@
 #include "cpu/vic/sample.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <limits>
 
@@ -20,10 +21,6 @@ struct Job {
   const Options& options;
   Scratch& s;
   int64_t n;
-
-  double squared(double q) const {
-    return ((options.cosine ? q * q * 0.25 : q) + (options.released ? 1e-8 : 0)) * options.dist_scale * options.dist_scale;
-  }
 };
 
 DensityArgs density_args(const Options& o, int64_t n) {
@@ -35,7 +32,9 @@ DensityArgs density_args(const Options& o, int64_t n) {
   a.eps = o.released ? 1e-8 : 0;
   a.scale2 = o.dist_scale * o.dist_scale;
   a.inverse = a.scale2 / (o.d_c * o.d_c);
-  a.magic = std::ldexp(1.5, 2 + static_cast<int>(std::ceil(std::log2(static_cast<double>(n)))));
+  const int p = 1 + std::bit_width(static_cast<uint64_t>(n));
+  a.magic = std::ldexp(1.5, p);
+  a.magic2 = std::ldexp(1.5, 2 * p - 53);
   return a;
 }
 
@@ -57,6 +56,7 @@ void find_parents(Rows& rows, const Job& job) {
   Scratch& s = job.s;
   const Options& o = job.options;
   const int32_t* key = s.key;
+  const double scale2 = o.dist_scale * o.dist_scale;
   const ParentArgs near{key, job.sample.places.data ? s.places : nullptr, job.sample.places.dims,
                         o.tau * o.tau * (1 + 1e-6)};
   const ParentArgs anywhere{key, nullptr, 0, 0};
@@ -64,7 +64,7 @@ void find_parents(Rows& rows, const Job& job) {
   rows.visit([&](int64_t i, const auto* q, int64_t) {
     const int32_t limit = key[i] + o.released;
     auto best = rows.parent(q, s.n_pad, i, limit, near);
-    s.delta2[i] = best.index < 0 ? kInf : job.squared(best.q);
+    s.delta2[i] = best.index < 0 ? kInf : rows.squared(best.q) * scale2;
     if (best.index < 0) {
       if (o.released) {
         best.index = first;
@@ -77,7 +77,7 @@ void find_parents(Rows& rows, const Job& job) {
     s.gamma[i] = s.log[i] + 0.5 * std::log(s.delta2[i]);
     if (o.root_max) {
       const double widest = rows.widest(q, s.n_pad);
-      s.widest[i] = widest < 0 ? 0 : job.squared(widest);
+      s.widest[i] = widest < 0 ? 0 : rows.squared(widest) * scale2;
     }
   });
 }
@@ -190,9 +190,9 @@ void cluster_sample(const Sample& sample, const Options& o, const Kernels& kerne
 
   const Job job{sample, o, s, n};
   const float* anchor = anchors(tokens, kernels.pairs, parallel, s.anchor, s.work);
-  FloatRows rows(tokens, anchor, kernels, s, o.neighbours, parallel);
+  FloatRows rows(tokens, anchor, o, kernels, s, parallel);
   if (!solve(rows, job)) {
-    DoubleRows wide(tokens, parallel, workers);
+    DoubleRows wide(tokens, o, parallel, workers);
     solve(wide, job);
   }
   write(job);

@@ -35,7 +35,8 @@ struct DensityArgs {
   double eps;      // added to every d^2 but the own
   double scale2;   // dist_scale^2
   double inverse;  // dist_scale^2 / d_c^2
-  double magic;    // 1.5 * 2^p > number of terms: adding and subtracting it rounds a term to 2^(p-52)
+  double magic;    // 1.5 * 2^p > number of terms: adding and subtracting it rounds a term to 2^(p-52),
+  double magic2;   // and with this what is left of it to a quantum as much finer
 };
 
 struct Density {
@@ -67,7 +68,7 @@ struct Kernels {
                bool mirror);
   Density (*density)(const float* q, int64_t n_pad, const DensityArgs&, float* heap);
   Nearest (*parent)(const float* q, int64_t n_pad, int64_t i, int32_t limit, const ParentArgs&);
-  float (*widest)(const float* q, int64_t n_pad);  // largest finite q, or 0
+  float (*widest)(const float* q, int64_t n_pad);  // largest finite q, or -1
 };
 
 extern const Kernels kPortable, kAvx2, kAvx512, kAvx512Bf16;
