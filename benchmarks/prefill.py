@@ -1,0 +1,112 @@
+"""What choosing costs: prefill under ViTCoP against the same token counts with precomputed indices, and against no pruning.
+
+The model has LLaVA-1.5-7B's true shape (CLIP ViT-L/14 at 336 px, 32 layers of width 4096) and random weights; its decoder
+layers share one set of weights, so that it fits in memory and every layer still does its full work. The three ways run in
+turn, so that a drift of the machine's speed cancels in the ratios.
+
+    python -m benchmarks.prefill [--retain 64] [--rounds 5] [--layers 32] [--dtype float32]
+"""
+
+import argparse
+import contextlib
+import statistics
+import time
+
+import torch
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+
+import vitcop
+from benchmarks.harness import write_results
+from vitcop import ViTCoP
+from vitcop.methods.replay import Replay
+
+IMAGE_TOKEN, VOCAB, TEXT_TOKENS = 31999, 32000, 57
+TARGET = 1.02
+
+
+def build(layers: int, dtype: torch.dtype) -> LlavaForConditionalGeneration:
+    vision = CLIPVisionConfig(
+        hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, image_size=336, patch_size=14
+    )
+    text = LlamaConfig(
+        hidden_size=4096, intermediate_size=11008, num_hidden_layers=1, num_attention_heads=32, vocab_size=VOCAB
+    )
+    torch.manual_seed(0)
+    config = LlavaConfig(vision_config=vision, text_config=text, image_token_id=IMAGE_TOKEN)
+    model = LlavaForConditionalGeneration(config).to(dtype).eval()
+    decoder = model.model.language_model
+    first = decoder.layers[0]
+    for index in range(1, layers):
+        layer = type(first)(text, index).to("meta")
+        for name, parameter in first.named_parameters():
+            owner = layer.get_submodule(name.rpartition(".")[0])
+            setattr(owner, name.rpartition(".")[2], parameter)
+        decoder.layers.append(layer.eval())
+    text.num_hidden_layers = layers
+    return model
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--retain", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--layers", type=int, default=32)
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    options = parser.parse_args()
+
+    torch.set_num_threads(2)
+    dtype = getattr(torch, options.dtype)
+    model = build(options.layers, dtype)
+    generator = torch.Generator().manual_seed(0)
+    text = torch.randint(0, IMAGE_TOKEN, (1, TEXT_TOKENS), generator=generator)
+    ids = torch.cat([text[:, :35], torch.full((1, 576), IMAGE_TOKEN), text[:, 35:]], dim=1)
+    pixels = torch.randn(1, 3, 336, 336, generator=generator).to(dtype)
+
+    @torch.no_grad()
+    def prefill() -> tuple[float, torch.Tensor]:
+        start = time.perf_counter()
+        logits = model(input_ids=ids, pixel_values=pixels, attention_mask=torch.ones_like(ids), logits_to_keep=1).logits
+        return time.perf_counter() - start, logits
+
+    method = ViTCoP(retain=options.retain)
+    with vitcop.prune(model, method) as report:
+        _, chosen = prefill()
+    ways = {"unpruned": contextlib.nullcontext, "vitcop": lambda: vitcop.prune(model, method)}
+    ways["precomputed"] = lambda: vitcop.prune(model, Replay(report))
+    with ways["precomputed"]():
+        _, replayed = prefill()
+    if not torch.equal(chosen, replayed):
+        raise SystemExit("prefill: the replayed plans give other logits than the chosen ones; not measuring")
+
+    samples: dict[str, list[float]] = {name: [] for name in ways}
+    selection = []
+    for round_ in range(options.rounds):
+        # The order turns over from round to round.
+        for name in list(ways)[:: 1 if round_ % 2 else -1]:
+            with ways[name]() as active:
+                seconds, _ = prefill()
+            samples[name].append(seconds)
+            if name == "vitcop":
+                selection.append(active.selection_seconds)
+        print(f"round {round_ + 1}: " + ", ".join(f"{name} {s[-1]:.3f} s" for name, s in samples.items()), flush=True)
+
+    def ratio(a: str, b: str) -> float:
+        return statistics.median(x / y for x, y in zip(samples[a], samples[b], strict=True))
+
+    counts = [stage.tokens_out[0] for stage in report.stages]
+    result = {
+        "config": {**vars(options), "visual_tokens": 576, "text_tokens": TEXT_TOKENS, "kept": counts},
+        "seconds": samples,
+        "selection_seconds": selection,
+        "vitcop_over_precomputed": ratio("vitcop", "precomputed"),
+        "vitcop_over_unpruned": ratio("vitcop", "unpruned"),
+    }
+    path = write_results("prefill", result)
+    print(f"576 -> {' -> '.join(map(str, counts))} tokens, {options.layers} layers, {options.dtype}")
+    print(f"prefill, ViTCoP / precomputed indices: {result['vitcop_over_precomputed']:.4f} (target {TARGET})")
+    print(f"prefill, ViTCoP / unpruned:            {result['vitcop_over_unpruned']:.4f}")
+    print(f"choosing alone: {statistics.median(selection) * 1e3:.1f} ms; {path}")
+
+
+if __name__ == "__main__":
+    main()
