@@ -1,9 +1,10 @@
 """Certificates for clusterings of real numbers, where two right answers may differ.
 
-A kernel that takes distances in float32 may order two tokens of nearly equal density, or two nearly equal distances, either
-way. A certificate recomputes distances and densities in float64 (densities with `math.fsum`), widens them to intervals by the
-error the kernel states, and then lets nothing pass that those intervals do not excuse: the chosen parent is denser and no
-farther than the true one, the centres have the largest gamma, and labels follow exactly from parents and centres.
+A kernel that takes distances in float32 may order two tokens of nearly equal density, or two nearly equal distances,
+either way. A certificate recomputes distances and densities in float64 (densities with `math.fsum`), widens them to
+intervals by the error the kernel states, and then lets nothing pass that those intervals do not excuse: the chosen
+parent is denser and no farther than the true one, the centres have the largest gamma, and labels follow exactly from
+parents and centres.
 """
 
 import math
@@ -14,7 +15,8 @@ import torch
 from torch import Tensor
 
 INF = math.inf
-# Of d^2, as csrc/cpu/vic/gram.h states it: a random walk of about 2^-21 |x||y|, taken again from differences where d^2 is
+# Of d^2, as csrc/cpu/vic/gram.h states it: a random walk of about 2^-21 |x||y|, taken again from differences where
+# d^2 is
 # below (|x|^2 + |y|^2) / 32.
 RELATIVE = 2.0**-16
 # Of L = log rho, for exp and log in float32 or better.

@@ -1,4 +1,5 @@
-"""Shared by the tests of vic_cluster and vic_cluster_varlen: inputs, options, and what it takes for two answers to agree."""
+"""Shared by the tests of vic_cluster and vic_cluster_varlen: inputs, options, and what it takes for two answers to
+agree."""
 
 import math
 from typing import Any
@@ -40,7 +41,8 @@ def whole(n: int, width: int, top: int = 2) -> Tensor:
 
 
 def assert_same(got: Any, want: Any, exact_centers: bool = True, slack: float = 0.0) -> None:
-    """Indices exactly; rho and delta to the error of float32 arithmetic on exact squared distances, `slack` more for delta."""
+    """Indices exactly; rho and delta to the error of float32 arithmetic on exact squared distances, `slack` more for
+    delta."""
     labels, centers, parent, rho, delta = zip(got, want, strict=True)
     for name, (a, b) in dict(labels=labels, centers=centers, parent=parent).items():
         if exact_centers or name == "parent":

@@ -6,9 +6,9 @@ import zlib
 
 import pytest
 import torch
+from support import NATIVE_OPS, OPS, native_isa
 
 import vitcop_kernels
-from support import NATIVE_OPS, OPS, native_isa
 
 
 def pytest_report_header() -> list[str]:
@@ -31,6 +31,11 @@ def pytest_configure(config: pytest.Config) -> None:
         "markers", "speed: compares times; run by `make bench`, left out unless asked for with -m speed"
     )
     torch.set_num_threads(min(2, os.cpu_count() or 1))
+    if os.environ.get("VITCOP_REQUIRE_NATIVE") == "1" and set(OPS) != NATIVE_OPS:
+        missing = ", ".join(sorted(set(OPS) - NATIVE_OPS))
+        raise pytest.UsageError(
+            f"VITCOP_REQUIRE_NATIVE=1, but there is no native kernel of {missing} ({vitcop_kernels.native_error})"
+        )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

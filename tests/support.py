@@ -65,7 +65,8 @@ def reference(op: str, *args: Any, **kwargs: Any) -> Any:
 
 
 def call(op: str, *args: Any, **kwargs: Any) -> Any:
-    """`torch.ops.vitcop.<op>`, showing on the way that it leaves its inputs alone, gives the same bits twice and shapes and
+    """`torch.ops.vitcop.<op>`, showing on the way that it leaves its inputs alone, gives the same bits twice and
+    shapes and
     dtypes like the reference."""
     kept = [a.clone() if isinstance(a, Tensor) else a for a in args]
     got = op_of("vitcop", op)(*args, **kwargs)

@@ -1,4 +1,5 @@
-"""Density-peak clustering (Eq. 2-3, Algorithm 2) in plain Python: the specification read once more, for tiny inputs only.
+"""Density-peak clustering (Eq. 2-3, Algorithm 2) in plain Python: the specification read once more, for tiny inputs
+only.
 
 Densities are sums by `math.fsum`, which do not depend on the order of the terms: exact duplicates tie exactly.
 """
@@ -119,10 +120,7 @@ def vic_cluster(
     count = min(num_centers, len(tokens))
     if center_count is not None:
         count = min(count, max(1, center_count))
-    if released:
-        order = order_as_released(rho, delta2, real, valid)
-    else:
-        order = sorted(tokens, key=gamma, reverse=True)
+    order = order_as_released(rho, delta2, real, valid) if released else sorted(tokens, key=gamma, reverse=True)
     centers = sorted(order[:count])
 
     labels = [-1] * total

@@ -28,7 +28,8 @@ def inputs(shape: tuple, dtype: torch.dtype, scale: float = 1.0) -> tuple[Tensor
 
 
 def tolerance(query: Tensor, key: Tensor, scale: float | None = None) -> float:
-    """A float32 dot product errs by d half ulps of |q||k| at worst; through exp that is a relative error of a weight, and
+    """A float32 dot product errs by d half ulps of |q||k| at worst; through exp that is a relative error of a weight,
+    and
     twice that of its share of the row. Eight ulps more for exp and the sums."""
     if query.numel() == 0 or key.numel() == 0:
         return 0.0

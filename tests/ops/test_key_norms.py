@@ -12,7 +12,8 @@ HEADS = ("l2", "mean")
 
 
 def tolerance(keys: Tensor) -> float:
-    """Relative error of a float32 sum of H*d squares in at least 16 partial sums, at worst one half ulp per addition; the
+    """Relative error of a float32 sum of H*d squares in at least 16 partial sums, at worst one half ulp per addition;
+    the
     root halves it and rounds once more."""
     terms = keys.shape[-3] * keys.shape[-1]
     return 2.0**-24 * (terms / 16 + 8)

@@ -43,7 +43,8 @@ def key_error(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 def assert_norms(
     got: Tensor, want: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None, scale: Any = 1.0
 ) -> None:
-    """The errors of a token's keys bound the error of their norm (triangle inequality); keys may round to the input dtype."""
+    """The errors of a token's keys bound the error of their norm (triangle inequality); keys may round to the input
+    dtype."""
     slack = key_error(hidden, weight, bias).norm(dim=-1) * scale
     bound = slack + (unit_roundoff(hidden.dtype) + 2.0**-22) * want.double() * 2
     assert torch.all((got.double() - want.double()).abs() <= bound), (got, want, bound)

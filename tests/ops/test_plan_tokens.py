@@ -21,7 +21,7 @@ def assert_is_truth(labels: Tensor, scores: Tensor, num_clusters: int, budget: i
 
 
 def draw(n: int, k: int, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
-    """Labels of uneven clusters, some of them outside [0, k); scores with ties and now and then a NaN or an infinity."""
+    """Labels of uneven clusters, some of them outside [0, k); scores with ties and sometimes NaN or infinite."""
     weights = torch.rand(k, generator=generator) ** 3 + 1e-3
     labels = torch.multinomial(weights, n, replacement=True, generator=generator)
     outside = torch.rand(n, generator=generator)
@@ -71,7 +71,8 @@ def test_hand_made_cases(case: tuple, quota: str, fill: bool) -> None:
 
 
 def test_a_worked_example_of_equation_5() -> None:
-    """Clusters of 5, 3 and 2 tokens, budget 6: B_e = 3, floors 1, 0, 0, remainders 5, 9, 6, so labels 1 and 2 get one more."""
+    """Clusters of 5, 3 and 2 tokens, budget 6: B_e = 3, floors 1, 0, 0, remainders 5, 9, 6, so labels 1 and 2 get one
+    more."""
     labels = torch.tensor([0, 0, 0, 0, 0, 1, 1, 1, 2, 2])
     scores = torch.tensor([5.0, 1, 2, 3, 4, 9, 8, 7, 1, 0])
     perm, offsets, anchors, merged = call("plan_tokens", labels, scores, 3, 6)
@@ -97,7 +98,7 @@ def test_equals_the_reference(n: int, k: int, budget: int, dtype: torch.dtype, q
     assert_exact("plan_tokens", labels, scores, k, budget, quota=quota, fill=fill)
     smooth = torch.rand(2, n, generator=generator).to(dtype)
     clean = labels.clamp(0, k - 1)
-    perm, offsets, anchors, merged = assert_exact("plan_tokens", clean, smooth, k, budget, quota=quota, fill=fill)
+    perm, offsets, anchors, _merged = assert_exact("plan_tokens", clean, smooth, k, budget, quota=quota, fill=fill)
     assert perm.sort(-1).values.equal(torch.arange(n).expand(2, n))
     if quota == "exact" or (quota == "floor" and fill):
         assert (offsets.diff() > 0).all() and (anchors >= 0).all()

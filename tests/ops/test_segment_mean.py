@@ -39,7 +39,8 @@ def plan(n: int, segments: int, batch: int = 0, dropped: int = 0) -> tuple[Tenso
 
 
 def tolerance(x: Tensor, offsets: Tensor, merge: str) -> tuple[float, float]:
-    """One rounding to the dtype; before it a float32 sum of at most `longest` terms, absolute because terms may cancel."""
+    """One rounding to the dtype; before it a float32 sum of at most `longest` terms, absolute because terms may
+    cancel."""
     if x.numel() == 0 or offsets.shape[-1] == 1:
         return 0.0, 0.0
     top = float(x.double().nan_to_num(0, 0, 0).abs().max())

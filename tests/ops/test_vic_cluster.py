@@ -116,7 +116,7 @@ def test_a_lattice_full_of_ties(dtype: torch.dtype, semantics: str) -> None:
 @pytest.mark.parametrize("n", [1, 2, 37, 172])
 def test_all_tokens_equal(n: int, dtype: torch.dtype, semantics: str) -> None:
     features = torch.randn(1, 40).to(dtype).expand(n, 40)
-    labels, centers, parent, rho, delta = exact(features, grid(n), 8.0, INF, max(1, n // 9), semantics=semantics)
+    _labels, centers, parent, rho, _delta = exact(features, grid(n), 8.0, INF, max(1, n // 9), semantics=semantics)
     assert rho.unique().tolist() == pytest.approx([n if semantics == "released" else n - 1], rel=1e-15)
     if semantics == "paper":
         assert parent.tolist() == [-1, *[0] * (n - 1)] and centers.tolist() == list(range(max(1, n // 9)))
@@ -128,7 +128,7 @@ def test_all_tokens_equal(n: int, dtype: torch.dtype, semantics: str) -> None:
 def test_exact_duplicates_tie_exactly(dtype: torch.dtype, mean: float, semantics: str) -> None:
     distinct = (torch.randn(40, 96) + mean).to(dtype)
     features = torch.cat([distinct, distinct, distinct[:20]])[torch.randperm(100)]
-    labels, centers, parent, rho, delta = certified(features[None], grid(100), 8.0, INF, 20, semantics=semantics)
+    _labels, _centers, parent, rho, delta = certified(features[None], grid(100), 8.0, INF, 20, semantics=semantics)
     for row in distinct:
         same = (features == row).all(-1).nonzero().flatten()
         assert rho[0, same].unique().numel() == 1
@@ -281,17 +281,17 @@ def test_non_finite_tokens_are_infinitely_far(dtype: torch.dtype, options: dict[
 def test_nothing_but_non_finite_tokens(n: int, value: float, semantics: str) -> None:
     features = torch.full((2, n, 8), value)
     features[1, n - 1] = 1.0
-    labels, centers, parent, rho, delta = exact(features, grid(n), 8.0, 0.6, max(1, n // 3), semantics=semantics)
+    labels, centers, parent, _rho, _delta = exact(features, grid(n), 8.0, 0.6, max(1, n // 3), semantics=semantics)
     assert labels.min() >= -1 and labels.max() < max(1, n // 3) and centers.min() >= 0 and parent.max() < n
 
 
 def test_features_without_width_are_all_equal() -> None:
-    labels, centers, parent, rho, delta = exact(torch.zeros(2, 6, 0), grid(6), 8.0, INF, 2)
+    _labels, _centers, parent, rho, _delta = exact(torch.zeros(2, 6, 0), grid(6), 8.0, INF, 2)
     assert parent[0].tolist() == [-1, 0, 0, 0, 0, 0] and rho.unique().tolist() == [5.0]
 
 
 def test_zero_vectors_under_cosine() -> None:
     features = torch.randn(20, 6)
     features[[3, 8]] = 0
-    labels, centers, parent, rho, delta = certified(features[None], None, 0.5, INF, 4, metric="cosine")
+    _labels, _centers, _parent, _rho, delta = certified(features[None], None, 0.5, INF, 4, metric="cosine")
     assert delta[0, 8] == 0 or delta[0, 3] == 0

@@ -107,7 +107,7 @@ def test_center_counts_are_clamped(options: dict[str, Any], semantics: str) -> N
 @pytest.mark.parametrize("options", WHOLE, ids=option_name)
 @pytest.mark.parametrize("dtype", FLOATS, ids=name_of)
 def test_padding_exists_for_nobody(dtype: torch.dtype, options: dict[str, Any]) -> None:
-    """The tokens that are valid get what they get without the others, wherever the padding lies and whatever it holds."""
+    """The tokens that are valid get what they get without the others, wherever padding lies, whatever it holds."""
     for trial in range(4):
         features, places = whole(40, 6).to(dtype), grid(40)
         valid = torch.rand(40) < (0.9, 0.5, 0.2, 0.04)[trial]
@@ -131,7 +131,7 @@ def test_nothing_valid_and_fewer_valid_than_centers(semantics: str) -> None:
     features = whole(12, 3).expand(3, 12, 3)
     valid = torch.zeros(3, 12, dtype=torch.bool)
     valid[1, 4], valid[2, 2:5] = True, True
-    labels, centers, parent, rho, delta = exact(features, grid(12), 3.0, 0.6, 5, valid, semantics=semantics)
+    labels, centers, _parent, _rho, _delta = exact(features, grid(12), 3.0, 0.6, 5, valid, semantics=semantics)
     assert centers.tolist() == [[-1] * 5, [4, -1, -1, -1, -1], [2, 3, 4, -1, -1]]
     assert labels[0].tolist() == [-1] * 12 and labels[1, 4] == 0 and labels[2, 2:5].tolist() == [0, 1, 2]
 
@@ -234,7 +234,7 @@ MALFORMED = {
 
 @pytest.mark.parametrize("cu", MALFORMED.values(), ids=MALFORMED.keys())
 def test_malformed_offsets_never_leave_the_range_in_the_reference(cu: list[int]) -> None:
-    labels, centers, parent, rho, delta = reference(
+    labels, centers, parent, _rho, _delta = reference(
         "vic_cluster_varlen", torch.randn(6, 4), None, torch.tensor(cu), 4, 4.0, INF, 2
     )
     assert labels.min() >= -1 and labels.max() < 2 and parent.max() < 4 and centers.max() < 4

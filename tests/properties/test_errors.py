@@ -26,6 +26,9 @@ def boolean(*shape: int) -> Tensor:
 
 
 FLOAT = "expected float32, bfloat16, float16 or float64"
+DIVISOR = "key.shape[-3] (heads): expected a divisor of the query heads (4)"
+NEEDED = 'expected a tensor with merge="anchor_plus_mean", got None'
+POSITIONS = "positions: expected [N, P], or [B, N, P] with batched features"
 HALF = torch.float16
 # op -> good arguments by name, options, then per bad call: what changes, the type, the text after "<op>: ".
 Case = tuple[dict[str, Any], type[Exception], str]
@@ -51,8 +54,8 @@ TABLE: dict[str, tuple[dict[str, Any], dict[str, Any], list[Case]]] = {
             (dict(key=f(2, 5, 8)), ValueError, "key: expected [B, Hkv, N, d] or [Hkv, N, d], as query, got [2, 5, 8]"),
             (dict(key=f(2, 2, 5, 7)), ValueError, "key: expected [2, 2, 5, 8], got [2, 2, 5, 7]"),
             (dict(key=f(3, 2, 5, 8)), ValueError, "key: expected [2, 2, 5, 8], got [3, 2, 5, 8]"),
-            (dict(key=f(2, 3, 5, 8)), ValueError, "key.shape[-3] (heads): expected a divisor of the query heads (4), got 3"),
-            (dict(key=f(2, 0, 5, 8)), ValueError, "key.shape[-3] (heads): expected a divisor of the query heads (4), got 0"),
+            (dict(key=f(2, 3, 5, 8)), ValueError, f"{DIVISOR}, got 3"),
+            (dict(key=f(2, 0, 5, 8)), ValueError, f"{DIVISOR}, got 0"),
             (dict(scale=INF), ValueError, "scale: expected a finite number, got inf"),
             (dict(scale=NAN), ValueError, "scale: expected a finite number, got nan"),
             (dict(mask=f(2, 3, 5)), TypeError, "mask: expected bool, got float32"),
@@ -100,8 +103,8 @@ TABLE: dict[str, tuple[dict[str, Any], dict[str, Any], list[Case]]] = {
             (dict(offsets=i64(2, 0)), ValueError, "offsets.shape[-1] (S+1): expected at least 1, got 0"),
             (dict(offsets=i64(3, 6)), ValueError, "offsets: expected [2, 6], got [3, 6]"),
             (dict(merge="sum"), ValueError, 'merge: expected "mean" or "anchor_plus_mean", got "sum"'),
-            (dict(merge="anchor_plus_mean"), ValueError, 'anchors: expected a tensor with merge="anchor_plus_mean", got None'),
-            (dict(merge="anchor_plus_mean", anchors=i64(2, 5)), ValueError, 'merged: expected a tensor with merge="anchor_plus_mean", got None'),
+            (dict(merge="anchor_plus_mean"), ValueError, f"anchors: {NEEDED}"),
+            (dict(merge="anchor_plus_mean", anchors=i64(2, 5)), ValueError, f"merged: {NEEDED}"),
             (dict(anchors=f(2, 5)), TypeError, "anchors: expected int64, got float32"),
             (dict(anchors=i64(2, 6)), ValueError, "anchors: expected [2, 5], got [2, 6]"),
             (dict(merged=i64(2, 5)), TypeError, "merged: expected bool, got int64"),
@@ -166,11 +169,11 @@ TABLE["vic_cluster"] = (
         (dict(features=f(9)), ValueError, "features: expected [B, N, D] or [N, D], got [9]"),
         (dict(features=f(2, 0, 4)), ValueError, "features.shape[-2] (tokens): expected at least 1, got 0"),
         (dict(positions=i64(2, 9, 2)), TypeError, f"positions: {FLOAT}, got int64"),
-        (dict(positions=f(9)), ValueError, "positions: expected [N, P], or [B, N, P] with batched features, got [9]"),
+        (dict(positions=f(9)), ValueError, f"{POSITIONS}, got [9]"),
         (dict(positions=f(2, 8, 2)), ValueError, "positions: expected [2, 9, 2], got [2, 8, 2]"),
         (dict(positions=f(1, 9, 2)), ValueError, "positions: expected [2, 9, 2], got [1, 9, 2]"),
         (dict(positions=f(8, 2)), ValueError, "positions: expected [9, 2], got [8, 2]"),
-        (dict(features=f(9, 4)), ValueError, "positions: expected [N, P], or [B, N, P] with batched features, got [2, 9, 2]"),
+        (dict(features=f(9, 4)), ValueError, f"{POSITIONS}, got [2, 9, 2]"),
         (dict(num_centers=0), ValueError, "num_centers: expected an integer in [1, 9], got 0"),
         (dict(num_centers=10), ValueError, "num_centers: expected an integer in [1, 9], got 10"),
         (dict(valid=f(2, 9)), TypeError, "valid: expected bool, got float32"),
@@ -181,7 +184,8 @@ TABLE["vic_cluster"] = (
 )  # fmt: skip
 TABLE["vic_cluster_varlen"] = (
     dict(
-        features=f(9, 4), positions=f(9, 2), cu_seqlens=torch.tensor([0, 4, 9]), max_seqlen=5, d_c=8.0, tau=0.6, num_centers=3,
+        features=f(9, 4), positions=f(9, 2), cu_seqlens=torch.tensor([0, 4, 9]), max_seqlen=5, d_c=8.0, tau=0.6,
+        num_centers=3,
         center_counts=None,
     ),
     {},
@@ -224,7 +228,7 @@ def test_the_calls_that_the_bad_ones_vary_are_good(op: str) -> None:
         op_of(namespace, op)(*args, **options)
 
 
-@pytest.mark.parametrize(("op", "change", "error", "text"), bad_calls())
+@pytest.mark.parametrize(("op", "change", "error", "text"), list(bad_calls()))
 @pytest.mark.parametrize("where", ["vitcop", "vitcop_reference", "fake", "meta"])
 def test_a_bad_argument_is_named_with_what_was_expected_and_what_came(
     op: str, change: dict[str, Any], error: type[Exception], text: str, where: str
