@@ -43,6 +43,8 @@ def backward(
         lift = [None if t is None else t[None] for t in (anchors, merged)]
         return backward(grad[None], n, perm[None], offsets[None], lift[0], lift[1])[0]
 
+    if grad.shape[1] == 0:
+        return grad.new_zeros((grad.shape[0], n, grad.shape[2]))
     wide = grad.to(torch.float64 if grad.dtype == torch.float64 else torch.float32)
     slot = torch.arange(n, device=grad.device).expand_as(perm).contiguous()
     segment = torch.searchsorted(offsets[:, 1:].contiguous(), slot, right=True)  # [B, N]

@@ -91,7 +91,7 @@ def _cluster(
     is_center, centers = _centers(order, valid, num_centers, center_counts)
     label = _label_of_nearest(d2, is_center) if assign == "nearest" else _label_of_chain(parent, is_center)
     parent = parent.masked_fill(~valid, -1)
-    delta = delta2.sqrt().masked_fill(~valid, INF).to(rho.dtype)
+    delta = delta2.sqrt().masked_fill(~valid, INF).to(acc_dtype(features.dtype))
     return Clusters(label.masked_fill(~valid, -1), centers, parent, rho.to(acc_dtype(features.dtype)), delta)
 
 
