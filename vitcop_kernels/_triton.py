@@ -5,9 +5,11 @@ from typing import Any
 
 import torch
 import triton
+import triton.language as tl
 
 # The interpreter multiplies the bit patterns of bfloat16 in tl.dot: operands are widened there.
 UPCAST: bool = triton.knobs.runtime.interpret
+_INTERPRETED = tl.constexpr(UPCAST)
 
 NAMES = {
     torch.float32: "fp32",
@@ -18,6 +20,24 @@ NAMES = {
     torch.int32: "i32",
     torch.bool: "i1",
 }
+
+
+@triton.jit
+def widen(x):
+    """To float32, exactly. (The interpreter loses subnormal bfloat16: there the bits are shifted by hand.)"""
+    if _INTERPRETED and x.dtype == tl.bfloat16:
+        return (x.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
+    return x.to(tl.float32)
+
+
+@triton.jit
+def narrow(x, dtype: tl.constexpr):
+    """float32 to `dtype`, half to even. (The interpreter truncates to bfloat16: there the bits are rounded by hand.)"""
+    if _INTERPRETED and dtype == tl.bfloat16:
+        bits = x.to(tl.uint32, bitcast=True)
+        rounded = tl.where(x == x, (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16, 0x7FC0)
+        return rounded.to(tl.uint16).to(tl.bfloat16, bitcast=True)
+    return x.to(dtype)
 
 
 def next_power_of_2(n: int) -> int:
@@ -37,9 +57,19 @@ def is_hip() -> bool:
     return torch.version.hip is not None
 
 
+def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
+    """Launch on the device of the first argument; an empty grid launches nothing."""
+    if all(grid):
+        with torch.cuda.device_of(args[0]):
+            kernel[grid](*args, **plain_options(), **options)
+
+
 def plain_options() -> dict[str, Any]:
     """Launch options pinned against defaults that change between Triton versions."""
     return {"enable_fp_fusion": True}
 
 
-__all__ = ["NAMES", "UPCAST", "cdiv", "is_hip", "multiprocessors", "next_power_of_2", "plain_options", "triton"]
+__all__ = [
+    "NAMES", "UPCAST", "cdiv", "is_hip", "launch", "multiprocessors", "narrow",
+    "next_power_of_2", "plain_options", "triton", "widen",
+]  # fmt: skip

@@ -23,7 +23,13 @@ def _fake(keys: Tensor, *, heads: str = "l2") -> Tensor:
     return keys.new_empty((*keys.shape[:-3], keys.shape[-2]), dtype=acc_dtype(keys.dtype))
 
 
-register('key_norms(Tensor keys, *, str heads="l2") -> Tensor', check=check, reference=reference.key_norms, fake=_fake)
+register(
+    'key_norms(Tensor keys, *, str heads="l2") -> Tensor',
+    check=check,
+    reference=reference.key_norms,
+    fake=_fake,
+    cuda="vitcop_kernels.ops.key_norms.kernel",
+)
 
 
 def key_norms(keys: Tensor, *, heads: str = "l2") -> Tensor:
