@@ -67,10 +67,14 @@ bool bf16_dot_pays() {
 
 const char* isa_name(Isa isa) {
   switch (isa) {
-    case Isa::AVX2: return "avx2";
-    case Isa::AVX512: return "avx512";
-    case Isa::AVX512_BF16: return "avx512_bf16";
-    default: return "portable";
+    case Isa::AVX2:
+      return "avx2";
+    case Isa::AVX512:
+      return "avx512";
+    case Isa::AVX512_BF16:
+      return "avx512_bf16";
+    default:
+      return "portable";
   }
 }
 

@@ -1,5 +1,12 @@
-// vic_cluster and vic_cluster_varlen: density-peak clustering. Phases over one sample (vic/sample.cpp): pack the tokens,
-// q = |x_i - x_j|^2 by Gram tiles of the upper triangle, densities, ranks, nearest denser tokens, centres, labels.
+// vic_cluster and vic_cluster_varlen: density-peak clustering. Phases over one sample (vic/sample.cpp): pack
+// the tokens, q = |x_i - x_j|^2 by Gram tiles of the upper triangle, densities, ranks, nearest denser tokens,
+// centres, labels.
+#include "cpu/common.h"
+#include "cpu/isa.h"
+#include "cpu/vic/sample.h"
+#include "cpu/vic/scratch.h"
+#include "cpu/vic/team.h"
+
 #include <c10/core/Allocator.h>
 #include <c10/core/CPUAllocator.h>
 #include <torch/library.h>
@@ -8,12 +15,6 @@
 #include <cmath>
 #include <cstdio>
 #include <numeric>
-
-#include "cpu/common.h"
-#include "cpu/isa.h"
-#include "cpu/vic/sample.h"
-#include "cpu/vic/scratch.h"
-#include "cpu/vic/team.h"
 
 namespace vitcop {
 namespace {
@@ -38,17 +39,19 @@ std::string number(double x) {
 }
 
 void check_positive_finite(const char* op, const char* argument, double x) {
-  TORCH_CHECK_VALUE(x > 0 && std::isfinite(x), op, ": ", argument, ": expected a positive finite number, got ", number(x));
+  TORCH_CHECK_VALUE(x > 0 && std::isfinite(x), op, ": ", argument,
+                    ": expected a positive finite number, got ", number(x));
 }
 
 void check_int(const char* op, const char* argument, const Tensor& t, const char* expected) {
-  TORCH_CHECK_TYPE(t.scalar_type() == at::kLong || t.scalar_type() == at::kInt, op, ": ", argument, ": expected ", expected,
-                   ", got ", name_of(t.scalar_type()));
+  TORCH_CHECK_TYPE(t.scalar_type() == at::kLong || t.scalar_type() == at::kInt, op, ": ", argument,
+                   ": expected ", expected, ", got ", name_of(t.scalar_type()));
 }
 
 void check_options(const char* op, double d_c, double tau, const Words& w) {
   check_positive_finite(op, "d_c", d_c);
-  TORCH_CHECK_VALUE(tau >= 0, op, ": tau: expected a number, at least 0 (inf: no spatial limit), got ", number(tau));
+  TORCH_CHECK_VALUE(tau >= 0, op, ": tau: expected a number, at least 0 (inf: no spatial limit), got ",
+                    number(tau));
   check_one_of(op, "semantics", w.semantics, {"paper", "released"});
   check_one_of(op, "metric", w.metric, {"l2", "cosine"});
   check_positive_finite(op, "dist_scale", w.dist_scale);
@@ -86,10 +89,18 @@ vic::Places places(const optional<Tensor>& positions, double tau) {
   const Tensor& t = *positions;
   p = {t.const_data_ptr(), t.stride(-2), t.stride(-1), t.size(-1), nullptr};
   switch (t.scalar_type()) {
-    case at::kFloat: p.read = read<float>; break;
-    case at::kDouble: p.read = read<double>; break;
-    case at::kHalf: p.read = read<c10::Half>; break;
-    default: p.read = read<c10::BFloat16>; break;
+    case at::kFloat:
+      p.read = read<float>;
+      break;
+    case at::kDouble:
+      p.read = read<double>;
+      break;
+    case at::kHalf:
+      p.read = read<c10::Half>;
+      break;
+    default:
+      p.read = read<c10::BFloat16>;
+      break;
   }
   static const float none = 0;
   if (!p.data) p.data = &none;  // no element to read: everything is near
@@ -98,12 +109,20 @@ vic::Places places(const optional<Tensor>& positions, double tau) {
 
 vic::Tokens tokens(const Tensor& features, int64_t n) {
   const auto dtype = features.scalar_type();
-  return {features.const_data_ptr(), features.stride(-2), nullptr, n, features.size(-1),
-          dtype == at::kFloat ? vic::Dtype::F32 : dtype == at::kHalf ? vic::Dtype::F16 : vic::Dtype::BF16};
+  return {features.const_data_ptr(),
+          features.stride(-2),
+          nullptr,
+          n,
+          features.size(-1),
+          dtype == at::kFloat  ? vic::Dtype::F32
+          : dtype == at::kHalf ? vic::Dtype::F16
+                               : vic::Dtype::BF16};
 }
 
 // Rows in one piece, copied if they are not.
-Tensor with_rows(const Tensor& t) { return t.stride(-1) == 1 || t.size(-1) <= 1 ? t : t.contiguous(); }
+Tensor with_rows(const Tensor& t) {
+  return t.stride(-1) == 1 || t.size(-1) <= 1 ? t : t.contiguous();
+}
 
 const vic::Kernels& kernels_for(at::ScalarType dtype, bool cosine) {
 #ifdef VITCOP_HAVE_AVX512_BF16
@@ -112,17 +131,20 @@ const vic::Kernels& kernels_for(at::ScalarType dtype, bool cosine) {
   switch (cpu_isa()) {
 #ifdef VITCOP_HAVE_AVX512
     case Isa::AVX512_BF16:
-    case Isa::AVX512: return vic::kAvx512;
+    case Isa::AVX512:
+      return vic::kAvx512;
 #endif
 #ifdef VITCOP_HAVE_AVX2
-    case Isa::AVX2: return vic::kAvx2;
+    case Isa::AVX2:
+      return vic::kAvx2;
 #endif
-    default: return vic::kPortable;
+    default:
+      return vic::kPortable;
   }
 }
 
-// Large samples, and those left over when the others are dealt to the threads, take all threads one after another; the
-// rest run side by side, a thread each.
+// Large samples, and those left over when the others are dealt to the threads, take all threads one after
+// another; the rest run side by side, a thread each.
 void cluster(std::vector<vic::Sample> samples, const vic::Options& o, const vic::Kernels& kernels) {
   if (samples.empty()) return;
   std::stable_sort(samples.begin(), samples.end(),
@@ -130,7 +152,8 @@ void cluster(std::vector<vic::Sample> samples, const vic::Options& o, const vic:
   const int64_t count = static_cast<int64_t>(samples.size()), threads = at::get_num_threads();
   int64_t alone = 0;
   while (alone < count && samples[alone].tokens.n > vic::kStoredTokens) ++alone;
-  alone = o.released ? count : alone + (count - alone) % threads;  // released calls torch, not for worker threads
+  alone =
+      o.released ? count : alone + (count - alone) % threads;  // released calls torch, not for worker threads
 
   const auto size = [&](int64_t i, int64_t workers) {
     const vic::Sample& s = samples[i];
@@ -153,7 +176,8 @@ Result results(at::IntArrayRef lead, at::IntArrayRef centers) {
 
 int64_t clamped_count(const Tensor& counts, int64_t b, int64_t num_centers) {
   const int64_t at = b * (counts.dim() > 0 ? counts.stride(0) : 0);
-  const int64_t count = counts.scalar_type() == at::kInt ? data<int32_t>(counts)[at] : data<int64_t>(counts)[at];
+  const int64_t count =
+      counts.scalar_type() == at::kInt ? data<int32_t>(counts)[at] : data<int64_t>(counts)[at];
   return std::clamp<int64_t>(count, 1, num_centers);
 }
 
@@ -161,10 +185,11 @@ Result from_stack(const torch::jit::Stack& s) {
   return {s[0].toTensor(), s[1].toTensor(), s[2].toTensor(), s[3].toTensor(), s[4].toTensor()};
 }
 
-Result vic_cluster(const Tensor& features, const optional<Tensor>& positions, double d_c, double tau, int64_t num_centers,
-                   const optional<Tensor>& valid, const optional<Tensor>& center_counts, std::string_view semantics,
-                   std::string_view metric, double dist_scale, std::string_view density, int64_t knn,
-                   optional<bool> include_self, std::string_view assign, std::string_view root_delta) {
+Result vic_cluster(const Tensor& features, const optional<Tensor>& positions, double d_c, double tau,
+                   int64_t num_centers, const optional<Tensor>& valid, const optional<Tensor>& center_counts,
+                   std::string_view semantics, std::string_view metric, double dist_scale,
+                   std::string_view density, int64_t knn, optional<bool> include_self,
+                   std::string_view assign, std::string_view root_delta) {
   constexpr const char* kOp = "vic_cluster";
   const Words words{semantics, metric, dist_scale, density, knn, include_self, assign, root_delta};
   check_floating(kOp, "features", features);
@@ -194,8 +219,9 @@ Result vic_cluster(const Tensor& features, const optional<Tensor>& positions, do
   check_options(kOp, d_c, tau, words);
   if (features.scalar_type() == at::kDouble) {
     return from_stack(call_reference(kOp, features, positions, d_c, tau, num_centers, valid, center_counts,
-                                     std::string(semantics), std::string(metric), dist_scale, std::string(density), knn,
-                                     include_self, std::string(assign), std::string(root_delta)));
+                                     std::string(semantics), std::string(metric), dist_scale,
+                                     std::string(density), knn, include_self, std::string(assign),
+                                     std::string(root_delta)));
   }
 
   vic::Options o = options(words, d_c, tau, num_centers);
@@ -212,7 +238,8 @@ Result vic_cluster(const Tensor& features, const optional<Tensor>& positions, do
     s.valid_stride = valid ? valid->stride(-1) : 0;
     s.places = places(positions, tau);
     if (s.places.data && positions->dim() == 3)
-      s.places.data = static_cast<const char*>(s.places.data) + b * positions->stride(0) * positions->element_size();
+      s.places.data =
+          static_cast<const char*>(s.places.data) + b * positions->stride(0) * positions->element_size();
     s.count = center_counts ? clamped_count(*center_counts, b, num_centers) : num_centers;
     s.labels = mutable_data<int64_t>(labels) + b * n;
     s.centers = mutable_data<int64_t>(centers) + b * num_centers;
@@ -230,11 +257,14 @@ std::vector<int64_t> boundaries(const Tensor& cu_seqlens, int64_t total, int64_t
   const int64_t stride = cu_seqlens.stride(0);
   for (size_t b = 0; b < at.size(); ++b) {
     const int64_t i = static_cast<int64_t>(b) * stride;
-    at[b] = cu_seqlens.scalar_type() == at::kInt ? data<int32_t>(cu_seqlens)[i] : data<int64_t>(cu_seqlens)[i];
+    at[b] =
+        cu_seqlens.scalar_type() == at::kInt ? data<int32_t>(cu_seqlens)[i] : data<int64_t>(cu_seqlens)[i];
     const int64_t before = b > 0 ? at[b - 1] : 0;
     const bool good = b == 0 ? at[b] == 0 : at[b] >= before && at[b] <= total && at[b] - before <= max_seqlen;
-    TORCH_CHECK_VALUE(good && (b + 1 < at.size() || at[b] == total), "vic_cluster_varlen: cu_seqlens: expected ascending "
-                      "from 0 to ", total, " in steps of at most max_seqlen (", max_seqlen, "), got ", at[b], " after ",
+    TORCH_CHECK_VALUE(good && (b + 1 < at.size() || at[b] == total),
+                      "vic_cluster_varlen: cu_seqlens: expected ascending "
+                      "from 0 to ",
+                      total, " in steps of at most max_seqlen (", max_seqlen, "), got ", at[b], " after ",
                       before, " at index ", b);
   }
   return at;
@@ -242,9 +272,9 @@ std::vector<int64_t> boundaries(const Tensor& cu_seqlens, int64_t total, int64_t
 
 Result vic_cluster_varlen(const Tensor& features, const optional<Tensor>& positions, const Tensor& cu_seqlens,
                           int64_t max_seqlen, double d_c, double tau, int64_t num_centers,
-                          const optional<Tensor>& center_counts, std::string_view semantics, std::string_view metric,
-                          double dist_scale, std::string_view density, int64_t knn, optional<bool> include_self,
-                          std::string_view assign, std::string_view root_delta) {
+                          const optional<Tensor>& center_counts, std::string_view semantics,
+                          std::string_view metric, double dist_scale, std::string_view density, int64_t knn,
+                          optional<bool> include_self, std::string_view assign, std::string_view root_delta) {
   constexpr const char* kOp = "vic_cluster_varlen";
   const Words words{semantics, metric, dist_scale, density, knn, include_self, assign, root_delta};
   check_floating(kOp, "features", features);
@@ -272,9 +302,10 @@ Result vic_cluster_varlen(const Tensor& features, const optional<Tensor>& positi
   check_options(kOp, d_c, tau, words);
   const std::vector<int64_t> at = boundaries(cu_seqlens, total, max_seqlen);
   if (features.scalar_type() == at::kDouble) {
-    return from_stack(call_reference(kOp, features, positions, cu_seqlens, max_seqlen, d_c, tau, num_centers, center_counts,
-                                     std::string(semantics), std::string(metric), dist_scale, std::string(density), knn,
-                                     include_self, std::string(assign), std::string(root_delta)));
+    return from_stack(call_reference(kOp, features, positions, cu_seqlens, max_seqlen, d_c, tau, num_centers,
+                                     center_counts, std::string(semantics), std::string(metric), dist_scale,
+                                     std::string(density), knn, include_self, std::string(assign),
+                                     std::string(root_delta)));
   }
 
   vic::Options o = options(words, d_c, tau, num_centers);
@@ -289,7 +320,8 @@ Result vic_cluster_varlen(const Tensor& features, const optional<Tensor>& positi
     s.tokens.data = static_cast<const char*>(s.tokens.data) + at[b] * rows.stride(0) * rows.element_size();
     s.places = places(positions, tau);
     if (s.places.data)
-      s.places.data = static_cast<const char*>(s.places.data) + at[b] * positions->stride(0) * positions->element_size();
+      s.places.data =
+          static_cast<const char*>(s.places.data) + at[b] * positions->stride(0) * positions->element_size();
     s.count = center_counts ? clamped_count(*center_counts, b, num_centers) : num_centers;
     s.labels = mutable_data<int64_t>(labels) + at[b];
     s.centers = mutable_data<int64_t>(centers) + b * num_centers;

@@ -1,12 +1,12 @@
 #include "cpu/vic/anchors.h"
 
+#include "cpu/vic/elements.h"
+#include "cpu/vic/team.h"
+
 #include <algorithm>
 #include <bit>
 #include <cmath>
 #include <limits>
-
-#include "cpu/vic/elements.h"
-#include "cpu/vic/team.h"
 
 namespace vitcop::vic {
 namespace {
@@ -65,7 +65,8 @@ template <class T>
 void normalize_row(const T* row, int64_t d, float* unit) {
   double sums[8] = {};
   for (int64_t k = 0; k < d; ++k) sums[k % 8] += to_double(row[k]) * to_double(row[k]);
-  const double norm = std::sqrt(((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7])));
+  const double norm =
+      std::sqrt(((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7])));
   if (!std::isfinite(norm)) {
     std::fill_n(unit, d, std::numeric_limits<float>::quiet_NaN());
   } else {

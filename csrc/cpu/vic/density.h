@@ -3,11 +3,10 @@
 
 #include "cpu/vic/simd.h"
 
-
 namespace vitcop::vic::VITCOP_VIC_NS {
 
-// exp(x) = scale + scale * rest for x <= 0 (Cephes' polynomial): kept apart until they meet in float64, since flat densities
-// differ in the last digits of terms close to 1. Exactly 1 + 0 at 0, about 0 below -80.
+// exp(x) = scale + scale * rest for x <= 0 (Cephes' polynomial): kept apart until they meet in float64, since
+// flat densities differ in the last digits of terms close to 1. Exactly 1 + 0 at 0, about 0 below -80.
 struct Exp {
   V scale, rest;
 };
@@ -27,11 +26,16 @@ VITCOP_INLINE Exp exp_negative(V x) {
 }
 
 // d^2 up to dist_scale^2 and eps.
-VITCOP_INLINE V squared(V q, bool cosine) { return cosine ? q * q * 0.25f : q; }
-VITCOP_INLINE float squared(float q, bool cosine) { return cosine ? q * q * 0.25f : q; }
+VITCOP_INLINE V squared(V q, bool cosine) {
+  return cosine ? q * q * 0.25f : q;
+}
+VITCOP_INLINE float squared(float q, bool cosine) {
+  return cosine ? q * q * 0.25f : q;
+}
 
-// log sum exp(-d^2/d_c^2) around the nearest neighbour. Terms are rounded to one quantum and what that leaves to a finer
-// one, so both float64 sums are exact and do not depend on the order of the tokens: equal distances give equal densities.
+// log sum exp(-d^2/d_c^2) around the nearest neighbour. Terms are rounded to one quantum and what that leaves
+// to a finer one, so both float64 sums are exact and do not depend on the order of the tokens: equal
+// distances give equal densities.
 inline Density gaussian(const float* q, int64_t n_pad, const DensityArgs& a) {
   float base = -static_cast<float>(a.eps);  // the own term, d = 0, is the largest
   double shift = 0;

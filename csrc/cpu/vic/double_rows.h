@@ -1,14 +1,15 @@
-// Rows of d^2 (short of dist_scale) in float64 by direct differences: right for any finite features, where float32 squares over- or underflow.
-// Rare, so simple rather than fast: nothing is stored but a row per worker.
+// Rows of d^2 (short of dist_scale) in float64 by direct differences: right for any finite features, where
+// float32 squares over- or underflow. Rare, so simple rather than fast: nothing is stored but a row per
+// worker.
 #pragma once
-
-#include <cmath>
-#include <limits>
-#include <vector>
 
 #include "cpu/vic/elements.h"
 #include "cpu/vic/sample.h"
 #include "cpu/vic/team.h"
+
+#include <cmath>
+#include <limits>
+#include <vector>
 
 namespace vitcop::vic {
 
@@ -45,7 +46,9 @@ class DoubleRows {
     });
   }
 
-  Density density(const double* q, const DensityArgs& a, int64_t) const { return a.knn ? knn(q, a) : gaussian(q, a); }
+  Density density(const double* q, const DensityArgs& a, int64_t) const {
+    return a.knn ? knn(q, a) : gaussian(q, a);
+  }
 
   struct Best {
     double q;
@@ -87,7 +90,8 @@ class DoubleRows {
         const double gap = to_double(mine[k]) - to_double(other[k]);
         sums[0] += gap * gap;
       }
-      const double sum = ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]));
+      const double sum =
+          ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]));
       q[j] = (cosine_ ? sum * sum * 0.25 : sum) + eps_;
     }
   }
@@ -125,8 +129,7 @@ class DoubleRows {
     std::sort(sorted.begin(), sorted.end());
     double total = 0;
     int64_t count = a.self;
-    for (int64_t k = 0; k < a.k && sorted[k] < kInf; ++k, ++count)
-      total += sorted[k] * a.scale2;
+    for (int64_t k = 0; k < a.k && sorted[k] < kInf; ++k, ++count) total += sorted[k] * a.scale2;
     if (count == 0) return {-kInf, 0};
     const double log_rho = -total / static_cast<double>(count);
     return {log_rho, static_cast<float>(std::exp(log_rho))};

@@ -1,11 +1,12 @@
-// Rows of q in float32, from the Gram tiles: stored for samples of moderate size, taken again in each visit otherwise.
+// Rows of q in float32, from the Gram tiles: stored for samples of moderate size, taken again in each visit
+// otherwise.
 #pragma once
-
-#include <atomic>
-#include <limits>
 
 #include "cpu/vic/scratch.h"
 #include "cpu/vic/team.h"
+
+#include <atomic>
+#include <limits>
 
 namespace vitcop::vic {
 
@@ -13,8 +14,8 @@ class FloatRows {
  public:
   using Real = float;
 
-  FloatRows(const Tokens& tokens, const float* anchor, const Options& o, const Kernels& kernels, const Scratch& s,
-            bool parallel)
+  FloatRows(const Tokens& tokens, const float* anchor, const Options& o, const Kernels& kernels,
+            const Scratch& s, bool parallel)
       : gram_{tokens, s.packed, s.norm, s.panels, s.words, s.panel_size},
         kernels_(kernels),
         s_(s),
@@ -22,7 +23,8 @@ class FloatRows {
         parallel_(parallel),
         stored_(tokens.n <= kStoredTokens) {
     for_each(parallel, s.panels, [&](int64_t p, int64_t) {
-      if (kernels.pack(tokens, anchor, p, s.packed + p * s.panel_size, s.norm + p * kernels.width)) set_beyond();
+      if (kernels.pack(tokens, anchor, p, s.packed + p * s.panel_size, s.norm + p * kernels.width))
+        set_beyond();
     });
     if (stored_ && !beyond()) fill();
   }
@@ -32,7 +34,9 @@ class FloatRows {
   bool beyond() const { return beyond_.load(std::memory_order_relaxed); }
 
   // d^2, short of dist_scale
-  double squared(double q) const { return (options_.cosine ? q * q * 0.25 : q) + (options_.released ? 1e-8 : 0); }
+  double squared(double q) const {
+    return (options_.cosine ? q * q * 0.25 : q) + (options_.released ? 1e-8 : 0);
+  }
 
   // f(i, row of q, worker) for every token.
   template <class F>
@@ -44,7 +48,8 @@ class FloatRows {
       const float* q = s_.rows + begin * s_.ld;
       if (!stored_) {
         float* out = s_.rows + worker * kBlockRows * s_.ld;
-        const int64_t w = kernels_.width, step = kernels_.tile_panels, ip1 = std::min(begin / w + step, s_.panels);
+        const int64_t w = kernels_.width, step = kernels_.tile_panels,
+                      ip1 = std::min(begin / w + step, s_.panels);
         for (int64_t jp = 0; jp < s_.panels; jp += step)
           tile(begin / w, ip1, jp, std::min(jp + step, s_.panels), out, begin, false);
         q = out;
@@ -68,7 +73,8 @@ class FloatRows {
     if (kernels_.tile(gram_, ip0, ip1, jp0, jp1, out, row0, s_.ld, mirror)) set_beyond();
   }
 
-  // The upper triangle in square tiles; smaller ones where there are few, so that the workers finish together.
+  // The upper triangle in square tiles; smaller ones where there are few, so that the workers finish
+  // together.
   void fill() {
     const int64_t step = s_.n_pad <= 384 ? kernels_.tile_panels / 2 : kernels_.tile_panels;
     const int64_t side = (s_.panels + step - 1) / step;

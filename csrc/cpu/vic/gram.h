@@ -1,9 +1,10 @@
 // q_ij = |x_i - x_j|^2, a tile at a time: a packed Gram product, then repair where it cancels.
 //
-// Error. Each dot product is a sum over blocks of 256 words in one fixed order, the same for every pair, so q_ij = q_ji and
-// duplicates agree to the bit about every third token. Its rounding error stays below 260 * 2^-24 * |x||y| and behaves like
-// a random walk: about 2^-21 * |x||y|. A q below kRepair * (|x|^2 + |y|^2) is taken again from differences (relative error
-// below (d / 64 + 12) * 2^-24), so the relative error of any q is about 1e-5 at worst; tests measure 3e-6.
+// Error. Each dot product is a sum over blocks of 256 words in one fixed order, the same for every pair, so
+// q_ij = q_ji and duplicates agree to the bit about every third token. Its rounding error stays below 260 *
+// 2^-24 * |x||y| and behaves like a random walk: about 2^-21 * |x||y|. A q below kRepair * (|x|^2 + |y|^2) is
+// taken again from differences (relative error below (d / 64 + 12) * 2^-24), so the relative error of any q
+// is about 1e-5 at worst; tests measure 3e-6.
 #pragma once
 
 #include "cpu/vic/rows.h"
@@ -15,7 +16,8 @@ constexpr int kTilePanels = kBlockRows / W;
 
 // c += a b^T over `count` words: MR rows of one panel by N panels.
 template <int N>
-VITCOP_INLINE void product(const float* a, const float* const (&b)[NV], int64_t count, bool first, float* c, int64_t ldc) {
+VITCOP_INLINE void product(const float* a, const float* const (&b)[NV], int64_t count, bool first, float* c,
+                           int64_t ldc) {
   V acc[MR][N] = {};
   for (int64_t k = 0; k < count; ++k) {
     V v[N];
@@ -66,8 +68,8 @@ bool finish(const Gram& g, int64_t ip, int64_t jp, const float* c, int64_t ldc, 
 }
 
 template <class T>
-bool tile(const Gram& g, int64_t ip0, int64_t ip1, int64_t jp0, int64_t jp1, float* out, int64_t row0, int64_t ld,
-          bool mirror) {
+bool tile(const Gram& g, int64_t ip0, int64_t ip1, int64_t jp0, int64_t jp1, float* out, int64_t row0,
+          int64_t ld, bool mirror) {
   alignas(64) float c[kBlockRows * kBlockRows];
   const int64_t ldc = (jp1 - jp0) * W;
   for (int64_t k = 0; k < g.words; k += kBlockWords) {

@@ -21,7 +21,8 @@ inline uint32_t within(const ParentArgs& a, int64_t n_pad, int64_t i, int64_t j)
   return near;
 }
 
-// Lowest q, then lowest index, over denser tokens near i. The spatial test is only for tokens that would win otherwise.
+// Lowest q, then lowest index, over denser tokens near i. The spatial test is only for tokens that would win
+// otherwise.
 inline Nearest parent(const float* q, int64_t n_pad, int64_t i, int32_t limit, const ParentArgs& a) {
   Nearest best{__builtin_inff(), -1};
   const I bound = I{} + limit;

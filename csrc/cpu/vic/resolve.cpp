@@ -13,7 +13,8 @@ namespace {
 constexpr int32_t kUnknown = -2, kOnPath = -3;
 constexpr double kInf = std::numeric_limits<double>::infinity();
 
-// The authors' argsort(-gamma) in float32: not stable, so that ties fall as they do in torch's own sort of that row.
+// The authors' argsort(-gamma) in float32: not stable, so that ties fall as they do in torch's own sort of
+// that row.
 void choose_as_released(Scratch& s, int64_t n, int64_t count, int64_t total) {
   const at::Tensor key(at::detail::empty_cpu({total}, at::kFloat));
   float* keys = key.mutable_data_ptr<float>();
@@ -26,7 +27,8 @@ void choose_as_released(Scratch& s, int64_t n, int64_t count, int64_t total) {
   const at::Tensor order = at::argsort(key);
   const int64_t* best = order.const_data_ptr<int64_t>();
   for (int64_t k = 0; k < count; ++k)
-    s.chosen[k] = static_cast<int32_t>(s.index ? std::lower_bound(s.index, s.index + n, best[k]) - s.index : best[k]);
+    s.chosen[k] =
+        static_cast<int32_t>(s.index ? std::lower_bound(s.index, s.index + n, best[k]) - s.index : best[k]);
 }
 
 }  // namespace
@@ -34,7 +36,8 @@ void choose_as_released(Scratch& s, int64_t n, int64_t count, int64_t total) {
 void rank_tokens(Scratch& s, int64_t n, bool released) {
   for (int64_t i = 0; i < n; ++i) s.order[i] = static_cast<int32_t>(i);
   const double* log = s.log;
-  std::sort(s.order, s.order + n, [log](int32_t a, int32_t b) { return log[a] != log[b] ? log[a] > log[b] : a < b; });
+  std::sort(s.order, s.order + n,
+            [log](int32_t a, int32_t b) { return log[a] != log[b] ? log[a] > log[b] : a < b; });
   int32_t group = 0;
   for (int64_t p = 0; p < n; ++p) {
     const int32_t i = s.order[p];
@@ -45,8 +48,8 @@ void rank_tokens(Scratch& s, int64_t n, bool released) {
   std::fill(s.key + n, s.key + s.n_pad, std::numeric_limits<int32_t>::max());
 }
 
-int64_t choose_centers(Scratch& s, int64_t n, int64_t count, int64_t num_centers, int64_t total, bool released,
-                       int64_t* centers) {
+int64_t choose_centers(Scratch& s, int64_t n, int64_t count, int64_t num_centers, int64_t total,
+                       bool released, int64_t* centers) {
   count = std::min(count, n);
   if (released) {
     choose_as_released(s, n, count, total);
@@ -83,8 +86,10 @@ void follow_parents(Scratch& s, int64_t n, bool released) {
       s.label[at] = kOnPath;
       at = s.parent[at];
     }
-    const int32_t label = at >= 0 && s.label[at] != kOnPath ? s.label[at] : -1;  // or a cycle without a centre
-    for (at = static_cast<int32_t>(i); at >= 0 && s.label[at] == kOnPath; at = s.parent[at]) s.label[at] = label;
+    const int32_t label =
+        at >= 0 && s.label[at] != kOnPath ? s.label[at] : -1;  // or a cycle without a centre
+    for (at = static_cast<int32_t>(i); at >= 0 && s.label[at] == kOnPath; at = s.parent[at])
+      s.label[at] = label;
   }
 }
 

@@ -91,7 +91,8 @@ bool pack(const Tokens& tokens, const float* anchor, int64_t panel, float* packe
   const E* row[W];
   for (int r = 0; r < W; ++r) row[r] = static_cast<const E*>(tokens.row(i0 + (r < rows ? r : 0)));
 
-  // The norms come from the very operations of the Gram tiles, so that duplicates get |x|^2 + |x|^2 - 2 x.x = 0.
+  // The norms come from the very operations of the Gram tiles, so that duplicates get |x|^2 + |x|^2 - 2 x.x =
+  // 0.
   V total{};
   for (int64_t block = 0; block < count; block += kBlockWords) {
     V acc{};

@@ -1,14 +1,14 @@
 #include "cpu/vic/sample.h"
 
-#include <algorithm>
-#include <bit>
-#include <cmath>
-#include <limits>
-
 #include "cpu/vic/anchors.h"
 #include "cpu/vic/double_rows.h"
 #include "cpu/vic/float_rows.h"
 #include "cpu/vic/resolve.h"
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <limits>
 
 namespace vitcop::vic {
 namespace {
@@ -122,8 +122,8 @@ bool solve(Rows& rows, const Job& job) {
   if (o.root_max) replace_infinite_deltas(job);
   for (int64_t i = 0; i < job.n; ++i)
     if (s.log[i] == -kInf) s.gamma[i] = -kInf;  // near nothing: the worst centre
-  const int64_t count = choose_centers(s, job.n, job.sample.count, o.num_centers, job.sample.tokens.n, o.released,
-                                       job.sample.centers);
+  const int64_t count = choose_centers(s, job.n, job.sample.count, o.num_centers, job.sample.tokens.n,
+                                       o.released, job.sample.centers);
   if (o.nearest) {
     find_nearest_centers(rows, job, count);
   } else {
@@ -156,11 +156,13 @@ void write_invalid(const Sample& out, const Options& o) {
 
 }  // namespace
 
-size_t scratch_size(int64_t n, int64_t d, int64_t dims, const Options& o, const Kernels& kernels, int64_t workers) {
+size_t scratch_size(int64_t n, int64_t d, int64_t dims, const Options& o, const Kernels& kernels,
+                    int64_t workers) {
   return Scratch(nullptr, n, d, dims, o, kernels, workers).bytes;
 }
 
-void cluster_sample(const Sample& sample, const Options& o, const Kernels& kernels, char* memory, bool parallel) {
+void cluster_sample(const Sample& sample, const Options& o, const Kernels& kernels, char* memory,
+                    bool parallel) {
   Tokens tokens = sample.tokens;
   if (sample.valid) {
     const bool* valid = sample.valid;

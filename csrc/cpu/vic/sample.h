@@ -1,9 +1,9 @@
 // One sample of vic_cluster, from its tokens to labels.
 #pragma once
 
-#include <cstddef>
-
 #include "cpu/vic/types.h"
+
+#include <cstddef>
 
 namespace vitcop::vic {
 

@@ -5,7 +5,8 @@
 
 namespace vitcop::vic {
 
-constexpr int64_t kStoredTokens = 2048;  // up to here the q of all pairs stay in memory, beyond they are taken again
+constexpr int64_t kStoredTokens =
+    2048;  // up to here the q of all pairs stay in memory, beyond they are taken again
 
 struct Scratch {
   int64_t n_pad, ld, panels, words, panel_size;
@@ -50,7 +51,7 @@ struct Scratch {
  private:
   template <class T>
   void take(T*& p, int64_t count) {
-    p = reinterpret_cast<T*>(base_ + bytes);
+    p = base_ ? reinterpret_cast<T*>(base_ + bytes) : nullptr;  // null: only to add up the bytes
     bytes += (static_cast<size_t>(count) * sizeof(T) + 63) / 64 * 64;
   }
   char* base_;

@@ -1,11 +1,11 @@
-// One instruction set's vectors. Everything here and in the headers that include it lives in that set's namespace, and
-// uses no library templates: the linker must never hand AVX-512 code to a lesser processor.
+// One instruction set's vectors. Everything here and in the headers that include it lives in that set's
+// namespace, and uses no library templates: the linker must never hand AVX-512 code to a lesser processor.
 #pragma once
+
+#include "cpu/vic/types.h"
 
 #include <cstdint>
 #include <utility>
-
-#include "cpu/vic/types.h"
 
 #if VITCOP_VIC_LEVEL > 0
 #include <immintrin.h>
@@ -34,7 +34,9 @@ VITCOP_INLINE V load(const float* p) {
   __builtin_memcpy(&v, p, sizeof v);
   return v;
 }
-VITCOP_INLINE void store(float* p, V v) { __builtin_memcpy(p, &v, sizeof v); }
+VITCOP_INLINE void store(float* p, V v) {
+  __builtin_memcpy(p, &v, sizeof v);
+}
 VITCOP_INLINE V splat(float x) {  // not V{} + x, which has to be an addition (of -0)
 #if VITCOP_VIC_LEVEL >= 2
   return _mm512_set1_ps(x);
@@ -44,8 +46,12 @@ VITCOP_INLINE V splat(float x) {  // not V{} + x, which has to be an addition (o
   return V{x, x, x, x};
 #endif
 }
-VITCOP_INLINE V bits(I i) { return reinterpret_cast<V>(i); }
-VITCOP_INLINE I bits(V v) { return reinterpret_cast<I>(v); }
+VITCOP_INLINE V bits(I i) {
+  return reinterpret_cast<V>(i);
+}
+VITCOP_INLINE I bits(V v) {
+  return reinterpret_cast<I>(v);
+}
 
 VITCOP_INLINE V fma(V a, V b, V c) {
 #if VITCOP_VIC_LEVEL >= 2
@@ -66,8 +72,12 @@ VITCOP_INLINE V madd(V a, V b, V c) {
 #endif
 }
 
-VITCOP_INLINE V min(V a, V b) { return a < b ? a : b; }
-VITCOP_INLINE V max(V a, V b) { return a > b ? a : b; }
+VITCOP_INLINE V min(V a, V b) {
+  return a < b ? a : b;
+}
+VITCOP_INLINE V max(V a, V b) {
+  return a > b ? a : b;
+}
 
 // A bit per lane.
 VITCOP_INLINE uint32_t less(V a, V b) {
@@ -99,8 +109,12 @@ template <int... L>
 VITCOP_INLINE D widen_high(V v, std::integer_sequence<int, L...>) {
   return __builtin_convertvector(__builtin_shufflevector(v, v, (L + W / 2)...), D);
 }
-VITCOP_INLINE D low(V v) { return widen_low(v, std::make_integer_sequence<int, W / 2>()); }
-VITCOP_INLINE D high(V v) { return widen_high(v, std::make_integer_sequence<int, W / 2>()); }
+VITCOP_INLINE D low(V v) {
+  return widen_low(v, std::make_integer_sequence<int, W / 2>());
+}
+VITCOP_INLINE D high(V v) {
+  return widen_high(v, std::make_integer_sequence<int, W / 2>());
+}
 
 // Sums and minima over the lanes, in a fixed order.
 VITCOP_INLINE float sum(V v) {

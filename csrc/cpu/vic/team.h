@@ -7,8 +7,8 @@
 
 namespace vitcop::vic {
 
-// f(item, worker) for every item, handed out one by one; serial unless `parallel`. Who gets which item never shows in
-// the result.
+// f(item, worker) for every item, handed out one by one; serial unless `parallel`. Who gets which item never
+// shows in the result.
 template <class F>
 void for_each(bool parallel, int64_t items, const F& f) {
   const int64_t workers = parallel ? std::min<int64_t>(at::get_num_threads(), items) : 1;

@@ -62,10 +62,11 @@ struct Kernels {
   bool pairs;       // words are pairs of bfloat16
   // Pack a panel and write its norms; true: a token's square leaves float32's range.
   bool (*pack)(const Tokens&, const float* anchor, int64_t panel, float* packed, float* norm);
-  // q = |x_i - x_j|^2 of panels [ip0, ip1) x [jp0, jp1), row i at out + (i - row0) * ld; inf on the diagonal and for bad
-  // tokens. mirror: the upper triangle only, written to both sides. True: float32 cannot hold some q.
-  bool (*tile)(const Gram&, int64_t ip0, int64_t ip1, int64_t jp0, int64_t jp1, float* out, int64_t row0, int64_t ld,
-               bool mirror);
+  // q = |x_i - x_j|^2 of panels [ip0, ip1) x [jp0, jp1), row i at out + (i - row0) * ld; inf on the diagonal
+  // and for bad tokens. mirror: the upper triangle only, written to both sides. True: float32 cannot hold
+  // some q.
+  bool (*tile)(const Gram&, int64_t ip0, int64_t ip1, int64_t jp0, int64_t jp1, float* out, int64_t row0,
+               int64_t ld, bool mirror);
   Density (*density)(const float* q, int64_t n_pad, const DensityArgs&, float* heap);
   Nearest (*parent)(const float* q, int64_t n_pad, int64_t i, int32_t limit, const ParentArgs&);
   float (*widest)(const float* q, int64_t n_pad);  // largest finite q, or -1
