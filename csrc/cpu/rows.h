@@ -42,6 +42,8 @@ struct Rows {
   // y = mean over members m of x[m*row_stride + :width], plus `added` if given; false if a mean is not finite
   bool (*mean)(T* y, const T* x, int64_t row_stride, const int64_t* members, int64_t count, const T* added,
                int64_t width);
+  bool (*mean_in_float)(float* y, const T* x, int64_t row_stride, const int64_t* members, int64_t count,
+                        const T* added, int64_t width);
   void (*attention)(const AttentionTile<T>& tile);
 };
 

@@ -87,8 +87,8 @@ void scale_row(T* y, const T* x, float factor, const T* weight, int64_t width) {
     store_some(y + c, load_some(x + c, width - c) * factor * load_some(weight + c, width - c), width - c);
 }
 
-template <class T>
-bool mean(T* y, const T* x, int64_t row_stride, const int64_t* members, int64_t count, const T* added,
+template <class T, class Y>
+bool mean(Y* y, const T* x, int64_t row_stride, const int64_t* members, int64_t count, const T* added,
           int64_t width) {
   constexpr int64_t kColumns = 1024;
   float acc[kColumns];
@@ -254,7 +254,8 @@ void attention(const AttentionTile<T>& t) {
 }
 
 template <class T>
-constexpr Rows<T> kRows = {square_sums<T>, head_sum_squares<T>, scale_row<T>, mean<T>, attention<T>};
+constexpr Rows<T> kRows = {square_sums<T>, head_sum_squares<T>, scale_row<T>,
+                           mean<T, T>,     mean<T, float>,      attention<T>};
 
 constexpr RowsTable kRowsTable = {kRows<float>, kRows<bf16>, kRows<f16>};
 
