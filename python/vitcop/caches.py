@@ -18,7 +18,7 @@ class CacheState:
     dropped: int = 0  # columns of the prompt that layer 0 does not have
     masks: list[Tensor | None] = field(default_factory=list)  # per layer: [B, >= its length] bool, False for padding
     shift: Tensor | None = None  # [B, 1] how far position ids are behind those of the unpruned prompt
-    prompt: int = 0  # length, in the prompt's coordinates, when tokens were pruned last: cannot be cropped below
+    pruned: int = 0  # length, in the prompt's coordinates, up to the last visual token: cannot be cropped below
 
 
 def state_of(cache: Any) -> CacheState | None:
@@ -94,8 +94,8 @@ def _crop(self: Any, *args: int, **kwargs: int) -> None:
     remove = length - wanted if absolute else -wanted
     if remove <= 0:
         return
-    if length - remove < state.prompt:
-        raise ValueError(f"crop: expected to keep the pruned prompt, {state.prompt} tokens, got {length - remove}")
+    if length - remove < state.pruned:
+        raise ValueError(f"crop: expected to keep what was pruned, {state.pruned} tokens, got {length - remove}")
     for layer in self.layers:
         layer.crop(-remove)
 

@@ -21,6 +21,11 @@ class Prompt:
     lengths: list[int]  # slots of each sample that are not padding
 
     @property
+    def last_visual(self) -> int:
+        """The last slot that is visual in any sample."""
+        return int(self.visual.any(0).nonzero().max())
+
+    @property
     def padded(self) -> bool:
         return any(n < self.valid.shape[1] for n in self.lengths)
 

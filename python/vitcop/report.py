@@ -143,7 +143,7 @@ class Report:
     @property
     def flops(self) -> FlopsReport:
         """FLOPs of the prefill by both of the paper's counts, mean per sample."""
-        if self.decoder is None:
+        if self.decoder is None or not self.visual_tokens:
             return FlopsReport(0.0, 0.0, 0.0, 0.0)
         shape, total = self.decoder, [0.0] * 4
         for sample, (visual, text) in enumerate(zip(self.visual_tokens, self.text_tokens, strict=True)):

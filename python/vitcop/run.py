@@ -42,7 +42,7 @@ class Run:
         if position_ids is None:
             position_ids = torch.arange(self.seen, self.seen + self.queries, device=self.device)[None]
         self.position_ids = position_ids if self.shift is None else position_ids - self.shift
-        self.groups, self.tokens = list(groups), tokens
+        self.prompt, self.groups, self.tokens = prompt, list(groups), tokens
         place = [torch.arange(group.total, device=self.device).expand_as(group.slots) for group in groups]
         self.visible = [Visible(group, group.slots, origin) for group, origin in zip(groups, place, strict=True)]
         self.source: Tensor | None = None  # [B, n] slot of the prompt that each slot came from; None: itself
@@ -217,7 +217,13 @@ class Run:
             total = before[:, -1:]
             self.shift = total if self.shift is None else self.shift + total
         elif last and self.program.positions == "released":
-            ids, recompute = place if self.valid is None else self.valid.cumsum(1) - 1, True
+            # Restart: an id counts the tokens of this prefill that Stage II left.
+            if self.valid is None:
+                ids = ids[:, :1] + place
+            else:
+                start = ids.masked_fill(~self.valid, torch.iinfo(ids.dtype).max).amin(1, keepdim=True)
+                ids = start + self.valid.cumsum(1) - 1
+            recompute = True
         self.position_ids = compaction.gather(ids)
         assert self.embeddings is not None
         if recompute:
@@ -276,9 +282,11 @@ class Run:
     def finish(self, last_hidden_state: Tensor) -> Tensor:
         """Leave the state on the cache; give back `last_hidden_state` at the length that was put in, 0 where pruned."""
         if self.cache is not None:
-            prompt = self.seen + self.queries if self.groups else (self.before.prompt if self.before else 0)
+            pruned = self.before.pruned if self.before else 0
+            if self.prompt is not None and self.groups:
+                pruned = self.seen + self.prompt.last_visual + 1
             dropped = (self.before.dropped if self.before else 0) + self.queries - self.slots[0]
-            caches.attach_state(self.cache, CacheState(dropped, self.key_masks, self.shift, prompt))
+            caches.attach_state(self.cache, CacheState(dropped, self.key_masks, self.shift, pruned))
         if self.source is None:
             return last_hidden_state
         target = self.source if self.valid is None else self.source.masked_fill(~self.valid, self.queries)

@@ -117,7 +117,8 @@ class Handle:
             if visual:
                 raise ValueError("input_ids: expected them beside images, to find visual tokens; got inputs_embeds")
             return
-        if visual or ids.shape[1] > 1:  # a decoding step is not read
+        # Not read: decoding steps, and candidates of assisted decoding, which may quote the prompt's placeholders.
+        if visual or (ids.shape[1] > 1 and caches.seen(arguments.get("past_key_values")) == 0):
             prompt = read_prompt(ids, self.adapter.visual_ids, mask)
             if visual != any(prompt.counts):
                 found = "none in input_ids" if visual else f"{sum(prompt.counts)} in input_ids but no images"
@@ -141,6 +142,10 @@ class Handle:
         state = caches.state_of(cache)
         if embeds is None or (state is None and not self._tokens):
             return None
+        if module.training and getattr(module, "gradient_checkpointing", False) and _hooks_run_again():
+            raise NotImplementedError(
+                "gradient checkpointing: expected transformers 5 or newer, where hooks of a layer do not run again in backward"
+            )
         groups = []
         if self._tokens and self._prompt is not None:
             groups = group_samples(self._prompt, [n for t in self._tokens for n in t.image_tokens], embeds.device)
@@ -185,3 +190,10 @@ class Handle:
             return (hidden, *output[1:])
         output["last_hidden_state"] = hidden
         return output
+
+
+def _hooks_run_again() -> bool:
+    """Whether gradient checkpointing repeats a layer's hooks: up to 4.57 it wraps `__call__`, later `forward`."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    return "__call__" in vars(GradientCheckpointingLayer)

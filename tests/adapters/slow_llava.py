@@ -1,0 +1,250 @@
+"""A pruned LLaVA from scratch: one conversation, no cache, no batch, no hooks, every token computed anew in plain loops.
+
+Only weights are taken from the model, and VIC and the plan from the reference ops (tested on their own).
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+REFERENCE = torch.ops.vitcop_reference
+
+
+@dataclass
+class Turn:
+    """What one prefill adds: token ids, and the images among them."""
+
+    ids: list[int]
+    pixels: Tensor | None = None
+
+
+@dataclass
+class Token:
+    hidden: Tensor  # [C]
+    position: int
+    column: int  # in the conversation
+    turn: int
+    image: int = -1  # -1: text
+    patch: int = -1  # within the image
+    visual: int = -1  # among the visual tokens of the turn
+    feature: Tensor = field(default_factory=lambda: torch.empty(0))
+    saliency: float = 0.0
+
+
+def logits(model: Any, method: Any, turns: list[Turn], answer: list[int], kept: list[Any] | None = None) -> Tensor:
+    """[columns, vocabulary] logits of the whole conversation followed by `answer`; NaN where a token was pruned.
+
+    The last turn's ids and the answer belong to one sequence; only prompts are pruned. `kept` (bfloat16): take the
+    visual tokens of each stage from there instead of ranking them.
+    """
+    base = model.model
+    decoder, config = base.language_model, model.config.text_config
+    num_layers = config.num_hidden_layers
+    shallow, deep = method.layers(num_layers)
+    tokens: list[Token] = []
+    totals = []
+    for number, turn in enumerate(turns):
+        tokens += embed(model, turn, number, start=len(tokens))
+        totals.append(sum(t.turn == number and t.image >= 0 for t in tokens))
+    ends = [max(t.column for t in tokens if t.turn == number) for number in range(len(turns))]
+    for token in answer:
+        hidden = base.get_input_embeddings().weight[token]
+        tokens.append(Token(hidden, len(tokens), len(tokens), turn=len(turns)))
+    columns = len(tokens)
+
+    counts = [method.counts(num_layers, total) if total else None for total in totals]
+    for number, count in enumerate(counts):  # Stage I
+        if count is not None:
+            visual = [t for t in tokens if t.turn == number and t.image >= 0]
+            best = sorted(visual, key=lambda t: (-t.saliency, t.visual))[: count[0]]
+            if kept is not None:
+                best = [t for t in visual if t.visual in kept[0]]
+            tokens = drop(tokens, visual, best)
+    if method.option("positions") != "original":
+        for place, token in enumerate(tokens):
+            token.position = place
+
+    for index, layer in enumerate(decoder.layers):
+        for number, count in enumerate(counts):
+            visual = [t for t in tokens if t.turn == number and t.image >= 0]
+            if count is None or index not in (shallow, deep) or count[1 if index == shallow else 2] >= len(visual):
+                continue
+            scores = score(model, method, index, tokens, visual, ends[number], previous if index else None)
+            if index == shallow and method.saliency != "key_norm_only":
+                tokens = merge(method, num_layers, totals[number], count[1], tokens, visual, scores)
+            else:
+                order = sorted(range(len(visual)), key=lambda i: (scores[i], i))[: count[1 if index == shallow else 2]]
+                best = [visual[i] for i in order]
+                if kept is not None:
+                    best = [t for t in visual if t.visual in kept[1 if index == shallow else 2]]
+                if index == deep and method.option("positions") == "released":
+                    turn = [t for t in tokens if t.turn == number]
+                    first = turn[0].position
+                    for place, token in enumerate(turn):
+                        token.position = first + place
+                tokens = drop(tokens, visual, best)
+        previous = {id(t): t.hidden for t in tokens}
+        run_layer(config, layer, tokens)
+
+    out = torch.full((columns, config.vocab_size), math.nan)
+    for token in tokens:
+        out[token.column] = (model.lm_head.weight @ rms_norm(decoder.norm, token.hidden)).float()
+    return out
+
+
+def drop(tokens: list[Token], visual: list[Token], best: list[Token]) -> list[Token]:
+    gone = {id(t) for t in visual} - {id(t) for t in best}
+    return [t for t in tokens if id(t) not in gone]
+
+
+def embed(model: Any, turn: Turn, number: int, start: int) -> list[Token]:
+    """Tokens of one turn, visual ones with what the second-last CLIP layer says about them."""
+    table = model.model.get_input_embeddings().weight
+    visual: list[Token] = []
+    if turn.pixels is not None and len(turn.pixels):
+        tower = model.model.vision_tower
+        states = tower(turn.pixels, output_hidden_states=True).hidden_states
+        layer = getattr(tower, "vision_model", tower).encoder.layers[-2]
+        attention = layer.self_attn
+        for image in range(len(turn.pixels)):
+            normed = layer.layer_norm1(states[-3][image])
+            heads = attention.num_heads
+            query = attention.q_proj(normed).view(len(normed), heads, -1)
+            key = attention.k_proj(normed)
+            received = torch.zeros(len(normed))
+            for head in range(heads):
+                dots = key.view(len(normed), heads, -1)[:, head] @ query[0, head] / math.sqrt(query.shape[-1])
+                received += dots.float().softmax(0)
+            projected = model.model.multi_modal_projector(states[-2][image, 1:])
+            for patch in range(len(normed) - 1):
+                visual.append(
+                    Token(
+                        projected[patch],
+                        0,
+                        0,
+                        number,
+                        image,
+                        patch,
+                        len(visual),
+                        key[patch + 1],
+                        float(received[patch + 1]),
+                    )
+                )
+    tokens = []
+    waiting = iter(visual)
+    for token_id in turn.ids:
+        column = start + len(tokens)
+        if token_id == model.config.image_token_id:
+            token = next(waiting)
+            token.column = token.position = column
+        else:
+            token = Token(table[token_id], column, column, number)
+        tokens.append(token)
+    return tokens
+
+
+def rms_norm(module: Any, x: Tensor) -> Tensor:
+    scale = torch.rsqrt(x.float().pow(2).mean() + module.variance_epsilon)
+    return module.weight * (x.float() * scale).to(x.dtype)
+
+
+def rotate(config: Any, vector: Tensor, position: int) -> Tensor:
+    """RoPE of one head's vector."""
+    half = len(vector) // 2
+    theta = getattr(config, "rope_theta", None) or config.rope_parameters["rope_theta"]
+    angle = position / theta ** (torch.arange(half) * 2 / len(vector))
+    cos, sin = angle.cos().to(vector.dtype), angle.sin().to(vector.dtype)
+    a, b = vector[:half], vector[half:]
+    return torch.cat([a * cos - b * sin, b * cos + a * sin])
+
+
+def project(config: Any, layer: Any, hidden: Tensor, name: str, position: int | None) -> Tensor:
+    """[heads, d] query, key or value of one token."""
+    size = config.hidden_size // config.num_attention_heads
+    heads = getattr(layer.self_attn, name)(rms_norm(layer.input_layernorm, hidden)).view(-1, size)
+    return heads if position is None else torch.stack([rotate(config, head, position) for head in heads])
+
+
+def run_layer(config: Any, layer: Any, tokens: list[Token]) -> None:
+    repeat = config.num_attention_heads // config.num_key_value_heads
+    keys = torch.stack([project(config, layer, t.hidden, "k_proj", t.position) for t in tokens])
+    values = torch.stack([project(config, layer, t.hidden, "v_proj", None) for t in tokens])
+    results = []
+    for place, token in enumerate(tokens):
+        query = project(config, layer, token.hidden, "q_proj", token.position)
+        heads = []
+        for head in range(config.num_attention_heads):
+            k, v = keys[: place + 1, head // repeat], values[: place + 1, head // repeat]
+            heads.append((k @ query[head] / math.sqrt(len(query[head]))).float().softmax(0).to(v.dtype) @ v)
+        hidden = token.hidden + layer.self_attn.o_proj(torch.cat(heads))
+        results.append(hidden + layer.mlp(rms_norm(layer.post_attention_layernorm, hidden)))
+    for token, hidden in zip(tokens, results, strict=True):
+        token.hidden = hidden
+
+
+def score(
+    model: Any, method: Any, index: int, tokens: list[Token], visual: list[Token], end: int, previous: Any
+) -> list[float]:
+    """One number per visual token, smaller is better."""
+    config = model.config.text_config
+    source, hidden = index, {id(t): t.hidden for t in tokens}
+    if method.option("key_source") == "previous":
+        source, hidden = index - 1, previous
+    layer = model.model.language_model.layers[source]
+    if method.saliency == "attention":
+        last = next(t for t in tokens if t.column == end)
+        seen = [t for t in tokens if t.column <= end]
+        repeat = config.num_attention_heads // config.num_key_value_heads
+        query = project(config, layer, hidden[id(last)], "q_proj", last.position)
+        keys = torch.stack([project(config, layer, hidden[id(t)], "k_proj", t.position) for t in seen])
+        received = torch.zeros(len(seen))
+        for head in range(config.num_attention_heads):
+            received += (keys[:, head // repeat] @ query[head] / math.sqrt(len(query[head]))).float().softmax(0)
+        by_token = {id(t): float(r) for t, r in zip(seen, received, strict=True)}
+        return [-by_token[id(t)] for t in visual]
+    norms = []
+    for token in visual:
+        key = project(config, layer, hidden[id(token)], "k_proj", None).float()
+        norms.append(float(key.norm() if method.option("heads") == "l2" else key.mean(0).norm()))
+    return norms
+
+
+def merge(
+    method: Any, num_layers: int, total: int, budget: int, tokens: list[Token], visual: list[Token], scores: list[float]
+) -> list[Token]:
+    """Stage II: each image clustered on its own, then one plan for the sample."""
+    alpha = method.center_ratio
+    if alpha is None:
+        alpha = 0.09 + 0.27 * method.schedule(num_layers, total).retention
+    grid = math.isqrt(1 + max(t.patch for t in visual))
+    grid = 4 if grid <= 4 else grid
+    labels, clusters = [], 0
+    for image in sorted({t.image for t in visual}):
+        members = [t for t in visual if t.image == image]
+        features = torch.stack([t.feature if method.option("features") == "clip_key" else t.hidden for t in members])
+        positions = torch.tensor([[t.patch // grid / grid, t.patch % grid / grid] for t in members])
+        centers = alpha * len(members)
+        centers = max(1, int(centers)) if method.semantics == "released" else math.ceil(centers)
+        found = REFERENCE.vic_cluster(features, positions, method.d_c, method.tau, centers, semantics=method.semantics)[
+            0
+        ].tolist()
+        labels += [label + clusters if label >= 0 else -1 for label in found]
+        clusters += centers
+    plan = REFERENCE.plan_tokens(
+        torch.tensor(labels), torch.tensor(scores), clusters, budget, quota=method.option("quota")
+    )
+    perm, offsets, anchors, merged = (p.tolist() for p in plan)
+    new = {}
+    for segment, anchor in enumerate(anchors):
+        members = [visual[i] for i in perm[offsets[segment] : offsets[segment + 1]]]
+        mean = torch.stack([t.hidden for t in members]).double().mean(0)
+        if merged[segment] and method.option("merge") == "anchor_plus_mean":
+            mean = visual[anchor].hidden.double() + mean
+        new[id(visual[anchor])] = mean.to(visual[0].hidden.dtype)
+    tokens = drop(tokens, visual, [visual[a] for a in anchors])
+    for token in tokens:
+        token.hidden = new.get(id(token), token.hidden)
+    return tokens
