@@ -7,6 +7,7 @@
 #include <bit>
 #include <cmath>
 #include <limits>
+#include <numeric>
 
 namespace vitcop::vic {
 namespace {
@@ -79,16 +80,18 @@ void normalize_row(const T* row, int64_t d, float* unit) {
 const float* anchors(const Tokens& tokens, bool halves, bool parallel, float* anchor, float* work) {
   const int64_t d = tokens.d;
   with_elements(tokens.dtype, [&](auto element) { sample<decltype(element)>(tokens, anchor, work); });
-  float offset = 0, total = 0;
+  float offsets[8] = {}, spreads[8] = {};
   for (int64_t k = 0; k < d; ++k) {
     // bfloat16 precision: few bits, so that few differences need more than there are
     const float rounded = std::bit_cast<float>((std::bit_cast<uint32_t>(anchor[k]) + 0x8000) & 0xffff0000);
     const float energy = anchor[k] * anchor[k];
     const bool worth = energy > kWorth * work[k];
     anchor[k] = worth ? rounded : 0;
-    offset += worth ? energy : 0;
-    total += work[k];
+    offsets[k % 8] += worth ? energy : 0;
+    spreads[k % 8] += work[k];
   }
+  const float offset = std::accumulate(offsets, offsets + 8, 0.0f);
+  const float total = std::accumulate(spreads, spreads + 8, 0.0f);
   if (!(offset > total) || !(offset < kHuge)) return nullptr;
 
   std::fill(anchor + d, anchor + (d + 31) / 32 * 32, 0.0f);

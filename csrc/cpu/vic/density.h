@@ -60,10 +60,12 @@ inline Density gaussian(const float* q, int64_t n_pad, const DensityArgs& a) {
       rest[h] += (term[h] - rounded + magic2) - magic2;
     }
   }
+  total[0] += total[1];
+  rest[0] += rest[1];
   double s = a.self ? 1 : 0, s2 = 0;
   for (int l = 0; l < W / 2; ++l) {
-    s += total[0][l] + total[1][l];
-    s2 += rest[0][l] + rest[1][l];
+    s += total[0][l];
+    s2 += rest[0][l];
   }
   s += s2;
   const double log_rho = __builtin_log(s) - shift;

@@ -7,18 +7,16 @@ namespace vitcop::vic::VITCOP_VIC_NS {
 
 // A bit for each of tokens [j, j + W) within tau of token i. NaN is not near.
 inline uint32_t within(const ParentArgs& a, int64_t n_pad, int64_t i, int64_t j) {
-  double gap2[W] = {};
+  D gap2[2] = {};
   for (int64_t p = 0; p < a.dims; ++p) {
     const double* place = a.places + p * n_pad;
-    const double mine = place[i];
-    for (int l = 0; l < W; ++l) {
-      const double gap = place[j + l] - mine;
-      gap2[l] += gap * gap;
+    for (int h = 0; h < 2; ++h) {
+      const D gap = load(place + j + h * (W / 2)) - place[i];
+      gap2[h] += gap * gap;
     }
   }
-  uint32_t near = 0;
-  for (int l = 0; l < W; ++l) near |= uint32_t(gap2[l] <= a.tau2) << l;
-  return near;
+  const D tau2 = D{} + a.tau2;
+  return at_most(gap2[0], tau2) | at_most(gap2[1], tau2) << (W / 2);
 }
 
 // Lowest q, then lowest index, over denser tokens near i. The spatial test is only for tokens that would win

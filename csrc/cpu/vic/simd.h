@@ -37,6 +37,11 @@ VITCOP_INLINE V load(const float* p) {
 VITCOP_INLINE void store(float* p, V v) {
   __builtin_memcpy(p, &v, sizeof v);
 }
+VITCOP_INLINE D load(const double* p) {
+  D v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return v;
+}
 VITCOP_INLINE V splat(float x) {  // not V{} + x, which has to be an addition (of -0)
 #if VITCOP_VIC_LEVEL >= 2
   return _mm512_set1_ps(x);
@@ -101,6 +106,17 @@ VITCOP_INLINE uint32_t less(I a, I b) {
 #endif
 }
 
+// a <= b, a bit per lane.
+VITCOP_INLINE uint32_t at_most(D a, D b) {
+#if VITCOP_VIC_LEVEL >= 2
+  return _mm512_cmp_pd_mask(a, b, _CMP_LE_OQ);
+#elif VITCOP_VIC_LEVEL == 1
+  return _mm256_movemask_pd(_mm256_cmp_pd(a, b, _CMP_LE_OQ));
+#else
+  return uint32_t(a[0] <= b[0]) | uint32_t(a[1] <= b[1]) << 1;
+#endif
+}
+
 template <int... L>
 VITCOP_INLINE D widen_low(V v, std::integer_sequence<int, L...>) {
   return __builtin_convertvector(__builtin_shufflevector(v, v, L...), D);
@@ -116,19 +132,30 @@ VITCOP_INLINE D high(V v) {
   return widen_high(v, std::make_integer_sequence<int, W / 2>());
 }
 
+// v with lane l replaced by lane l ^ S.
+template <int S, int... L>
+VITCOP_INLINE V swapped(V v, std::integer_sequence<int, L...>) {
+  return __builtin_shufflevector(v, v, (L ^ S)...);
+}
+template <int S>
+VITCOP_INLINE V swapped(V v) {
+  return swapped<S>(v, std::make_integer_sequence<int, W>());
+}
+
 // Sums and minima over the lanes, in a fixed order.
 VITCOP_INLINE float sum(V v) {
-  float x[W];
-  store(x, v);
-  for (int s = W / 2; s > 0; s /= 2)
-    for (int l = 0; l < s; ++l) x[l] += x[l + s];
-  return x[0];
+  if constexpr (W > 8) v += swapped<8>(v);
+  if constexpr (W > 4) v += swapped<4>(v);
+  v += swapped<2>(v);
+  v += swapped<1>(v);
+  return v[0];
 }
 VITCOP_INLINE float least(V v) {
-  float x[W];
-  store(x, v);
-  for (int l = 1; l < W; ++l) x[0] = x[l] < x[0] ? x[l] : x[0];
-  return x[0];
+  if constexpr (W > 8) v = min(swapped<8>(v), v);
+  if constexpr (W > 4) v = min(swapped<4>(v), v);
+  v = min(swapped<2>(v), v);
+  v = min(swapped<1>(v), v);
+  return v[0];
 }
 
 // One step of a transposition: swaps bit S of the row number with bit S of the lane number.
