@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from . import doctor
+from . import __version__, doctor
 
 app = typer.Typer(
     name="vitcop",
@@ -33,8 +33,18 @@ class Dtype(StrEnum):
     float16 = "float16"
 
 
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(__version__)
+        raise typer.Exit
+
+
 @app.callback()
-def _root() -> None:
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
     """Visual-token pruning for large vision-language models."""
 
 
@@ -62,16 +72,16 @@ def run_command(
     ] = None,
     image: Annotated[str | None, typer.Option(help="A photograph. Without it: the one that comes with vitcop.")] = None,
     prompt: Annotated[str, typer.Option(help="The question.")] = "What is on the table?",
-    retain: Annotated[int | None, typer.Option(help="Visual tokens kept, averaged over layers. [default: 64]")] = None,
+    retain: Annotated[int | None, typer.Option(help="Visual tokens kept, averaged over layers. (default: 64)")] = None,
     retention: Annotated[float | None, typer.Option(help="The same as a share of them, in (0, 1].")] = None,
     semantics: Annotated[
         Semantics, typer.Option(help="As the paper says, or as its authors' code does.")
     ] = Semantics.paper,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of the answers.")] = 24,
     dtype: Annotated[
-        Dtype | None, typer.Option(help="[default: the checkpoint's, bfloat16 for float16 on a CPU]")
+        Dtype | None, typer.Option(help="(default: the checkpoint's; bfloat16 for float16 on a CPU)")
     ] = None,
-    device: Annotated[str | None, typer.Option(help="[default: cuda if there is one, else cpu]")] = None,
+    device: Annotated[str | None, typer.Option(help="(default: cuda if there is one, else cpu)")] = None,
     out: Annotated[Path, typer.Option(help="Folder for stages.png and report.json.")] = Path("vitcop-run"),
     seed: Annotated[int | None, typer.Option(help="Seed of the embedded model's random weights.")] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Measurements, of which the median is shown.")] = 3,
@@ -100,7 +110,7 @@ def _run(
 ) -> None:  # fmt: skip
     import vitcop_kernels
 
-    from . import ViTCoP, __version__
+    from . import ViTCoP
     from .compare import UserError, as_json, compare, encode, open_image, seen_photo
 
     photograph = open_image(image)

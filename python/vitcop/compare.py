@@ -1,6 +1,7 @@
 """One model with and without pruning, side by side: what `vitcop run` does, without printing."""
 
 import json
+import re
 import statistics
 import time
 import warnings
@@ -103,7 +104,7 @@ def open_image(path: str | Path) -> Any:
     except Image.UnidentifiedImageError:
         raise UserError(f"--image: {path} is not a picture of a known format ({', '.join(FORMATS)})") from None
     except Exception as error:  # damaged files raise whatever their decoder stumbles over
-        raise UserError(f"--image: {path} cannot be decoded ({_one_line(error)})") from None
+        raise UserError(f"--image: {path} cannot be decoded ({first_sentence(error)})") from None
 
 
 def encode(loaded: Loaded, image: Any, prompt: str) -> dict[str, Any]:
@@ -248,6 +249,7 @@ def as_json(
     return json.dumps(document, indent=2) + "\n"
 
 
-def _one_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+def first_sentence(error: BaseException) -> str:
+    """What an exception of another library says, up to its first full stop."""
+    text = " ".join(str(error).split())
+    return re.split(r"(?<=[\w)'\"]{2})\.(?:\s|$)", text, maxsplit=1)[0] or type(error).__name__

@@ -181,6 +181,7 @@ def build_tokenizer() -> Any:
         pad_token="<pad>",
         padding_side="left",
         model_max_length=4096,
+        model_input_names=["input_ids", "attention_mask"],
     )
     fast.add_tokens([AddedToken("<image>", special=True, normalized=False)], special_tokens=True)
     return fast

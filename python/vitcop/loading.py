@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from .compare import Loaded, UserError
+from .compare import Loaded, UserError, first_sentence
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -18,7 +18,7 @@ def pick_device(name: str | None) -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(f"--device: {name} cannot be used here ({_one_line(error)})") from None
+        raise UserError(f"--device: {name} cannot be used here ({first_sentence(error)})") from None
     return device
 
 
@@ -37,11 +37,14 @@ def load_checkpoint(name: str, device: torch.device, dtype: str | None) -> Loade
 
     Raises UserError with one sentence when that cannot be done.
     """
-    from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+    import huggingface_hub
+    from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PretrainedConfig
 
+    huggingface_hub.logging.set_verbosity_error()  # its retries; what is the matter is said in one sentence
     source, shown = _source(name)
+    entries, _ = _read(lambda: PretrainedConfig.get_config_dict(source), shown)
+    _check_type(entries.get("model_type"), shown)
     config = _read(lambda: AutoConfig.from_pretrained(source, trust_remote_code=False), shown)
-    _check_type(config, shown)
     wanted = DTYPES[dtype] if dtype else _default_dtype(config, device)
     processor = _read(lambda: AutoProcessor.from_pretrained(source, trust_remote_code=False), shown)
     model = _read(
@@ -71,12 +74,12 @@ def _source(name: str) -> tuple[str, str]:
     return name, name
 
 
-def _check_type(config: Any, shown: str) -> None:
+def _check_type(model_type: str | None, shown: str) -> None:
     from .adapters import ADAPTERS
 
-    if config.model_type not in ADAPTERS:
+    if model_type not in ADAPTERS:
         known = ", ".join(sorted(ADAPTERS))
-        raise UserError(f"--model: {shown} is a {config.model_type!r} model, which has no adapter (there are: {known})")
+        raise UserError(f"--model: {shown} is a {model_type!r} model, which has no adapter (there are: {known})")
 
 
 def _default_dtype(config: Any, device: torch.device) -> torch.dtype:
@@ -118,9 +121,4 @@ def _why(error: Exception, shown: str) -> str:
         return f"{shown} brings its own code, which vitcop does not run"
     if "safetensors" in text and "no file named" in text:
         return f"{shown} has no weights in safetensors format, the only one that vitcop reads"
-    return f"{shown} cannot be loaded ({_one_line(error)})"
-
-
-def _one_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    return f"{shown} cannot be loaded ({first_sentence(error)})"

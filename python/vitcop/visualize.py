@@ -276,7 +276,7 @@ def _layers(axis: Any, report: Report, sample: int) -> None:
     for end in range(1, layers + 1):
         if end == layers or tokens[end] != tokens[start]:
             middle = (start + end) / 2
-            axis.text(max(middle, 1.1), tokens[start] + total * 0.015, str(tokens[start]), ha="center", fontsize=11,
+            axis.text(max(middle, 1.3), tokens[start] + total * 0.015, str(tokens[start]), ha="center", fontsize=11,
                       fontweight="bold", color=INK)  # fmt: skip
             start = end
     saved = [
