@@ -1,0 +1,39 @@
+"""A LLaVA under `vitcop.prune`: ask about a photograph, and see what was pruned.
+
+python examples/model.py                                    the embedded model (random weights: the answer is noise)
+python examples/model.py llava-hf/llava-1.5-7b-hf cat.jpg   a real one
+"""
+
+import sys
+
+from PIL import Image
+from transformers import AutoProcessor, LlavaForConditionalGeneration
+
+import vitcop
+from vitcop import embedded
+from vitcop.compare import PHOTOGRAPH
+
+
+def main() -> None:
+    if len(sys.argv) > 1:
+        model = LlavaForConditionalGeneration.from_pretrained(sys.argv[1], dtype="auto", device_map="auto")
+        processor = AutoProcessor.from_pretrained(sys.argv[1])
+    else:
+        model, processor = embedded.build_model(), embedded.build_processor()
+    image = Image.open(sys.argv[2] if len(sys.argv) > 2 else PHOTOGRAPH).convert("RGB")
+
+    content = [{"type": "image"}, {"type": "text", "text": "What is on the table?"}]
+    text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    inputs = processor(images=image, text=text, return_tensors="pt").to(model.device, model.dtype)
+
+    with vitcop.prune(model, vitcop.ViTCoP(retain=64)) as report:
+        output = model.generate(**inputs, max_new_tokens=24, do_sample=False)
+
+    print(processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+    for stage in report.stages:
+        print(f"{stage.name}, layer {stage.layer}: {stage.tokens_in[0]} -> {stage.tokens_out[0]} visual tokens")
+    print(f"KV cache {report.kv_bytes_unpruned} -> {report.kv_bytes} bytes, CR_int {report.cr_int:.3f}")
+
+
+if __name__ == "__main__":
+    main()
