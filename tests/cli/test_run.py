@@ -1,0 +1,99 @@
+"""`vitcop run` from end to end, as a user calls it."""
+
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+pytest.importorskip("typer")
+pytest.importorskip("matplotlib")
+pytest.importorskip("transformers")
+
+
+@pytest.fixture(scope="module")
+def demo(command, tmp_path_factory):
+    out = tmp_path_factory.mktemp("demo") / "out"
+    done = command("run", "--out", out, "--repeats", "1", "--max-new-tokens", "4")
+    assert done.returncode == 0, done.stderr
+    return done.stdout, json.loads((out / "report.json").read_text()), out / "stages.png"
+
+
+def test_demo_prunes_576_to_172_to_77_to_15(demo):
+    _, report, _ = demo
+    assert report["visual_tokens"] == 576
+    assert [(s["layer"], s["tokens_in"], s["tokens_out"]) for s in report["stages"]] == [
+        (0, 576, 172), (2, 172, 77), (22, 77, 15),
+    ]  # fmt: skip
+
+
+def test_demo_prints_stages_costs_both_answers_and_that_weights_are_random(demo):
+    printed, report, _ = demo
+    for text in (
+        "576 -> 172", "172 -> 77", "77 -> 15", "prefill (time to first token)", "FLOPs, counter", "FLOPs, Eq. 9",
+        "CR_int", "KV cache", "selection", "answer, unpruned", "answer, pruned",
+        "random weights: the answer is noise, the pruning is real",
+        "measuring 1 of 1",
+    ):  # fmt: skip
+        assert text in printed
+    assert report["unpruned"]["answer"] in printed
+    assert report["random_weights"] is True
+
+
+def test_demo_report_is_consistent(demo):
+    _, report, _ = demo
+    first, second, third = report["stages"]
+    for before, after in pairwise(report["stages"]):
+        assert set(after["kept"]) <= set(before["kept"])
+    assert sorted(token for members in second["segments"] for token in members) == first["kept"]
+    assert second["merged"] == sum(second["is_mean"]) > 0
+    assert len(second["labels"]) == 172
+    assert len(third["kept"]) == 15
+    assert 0 < report["kv_bytes"] < report["kv_bytes_unpruned"]
+    assert 0 < report["flops"]["counter"] < report["flops"]["counter_unpruned"]
+    assert 0 < report["flops"]["eq9"] < report["flops"]["eq9_unpruned"]
+    assert report["cr_int"] == pytest.approx(1 - (172 + 20 * 77 + 11 * 15) / (32 * 576))
+    assert report["mean_tokens"] == pytest.approx((2 * 172 + 20 * 77 + 10 * 15) / 32)
+    assert report["selection_seconds"] == pytest.approx(sum(stage["seconds"] for stage in report["stages"]))
+    for arm in (report["unpruned"], report["pruned"]):
+        assert arm["tokens"] == 4
+        assert 0 < arm["timing"]["first_token"] < arm["timing"]["total"]
+        assert arm["timing"]["per_token"] > 0
+
+
+def test_demo_picture_is_a_picture(demo):
+    picture = Image.open(demo[2])
+    assert min(picture.size) > 800
+    assert len(picture.convert("RGB").getcolors(maxcolors=10**7)) > 5000
+
+
+def test_run_takes_a_saved_checkpoint_an_image_of_any_shape_and_the_released_semantics(command, checkpoint, tmp_path):
+    image = tmp_path / "wide.png"
+    Image.effect_noise((500, 120), 60).convert("RGBA").save(image)
+    out = tmp_path / "a" / "b"
+    done = command(
+        "run", "--model", checkpoint, "--image", image, "--prompt", "Where?", "--semantics", "released", "--out", out,
+        "--retention", "0.1111", "--repeats", "1", "--max-new-tokens", "1", "--dtype", "bfloat16", "--device", "cpu",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    report = json.loads((out / "report.json").read_text())
+    assert [stage["tokens_out"] for stage in report["stages"]] == [172, 77, 15]
+    assert report["dtype"] == "bfloat16"
+    assert report["method"]["ViTCoP"]["semantics"] == "released"
+    assert report["random_weights"] is False
+    assert report["unpruned"]["timing"]["per_token"] is None
+    assert (out / "stages.png").stat().st_size > 50_000
+
+
+def test_shipped_photograph_is_small_and_its_licence_is_stated():
+    from vitcop.compare import PHOTOGRAPH
+
+    assert PHOTOGRAPH.stat().st_size < 100_000
+    licence = (PHOTOGRAPH.parent / "LICENSE.md").read_text()
+    assert PHOTOGRAPH.name in licence
+    assert "CC0" in licence
+
+
+def test_readme_picture_is_small():
+    assert (Path(__file__).parents[2] / "docs" / "stages.png").stat().st_size < 400_000
