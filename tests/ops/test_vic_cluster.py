@@ -8,7 +8,7 @@ import pytest
 import torch
 import truth_vic
 from clusters import INF, OPTIONS, SEMANTICS, assert_same, certified, exact, grid, option_name, whole
-from support import FLOATS, both, call, name_of, reference
+from support import FLOATS, KERNEL_FLOATS, both, call, name_of, reference
 from torch import Tensor
 
 NAN = math.nan
@@ -91,7 +91,7 @@ def test_a_worked_example() -> None:
 
 @semantics_both
 @pytest.mark.parametrize("options", [o for o in OPTIONS if o.get("metric") != "cosine"], ids=option_name)
-@pytest.mark.parametrize("dtype", FLOATS, ids=name_of)
+@pytest.mark.parametrize("dtype", KERNEL_FLOATS, ids=name_of)
 @pytest.mark.parametrize(("n", "width"), [(1, 1), (2, 3), (33, 1), (49, 2), (64, 17), (100, 64), (130, 1024)])
 def test_whole_numbers_have_one_right_answer(
     n: int, width: int, dtype: torch.dtype, options: dict, semantics: str
@@ -141,7 +141,7 @@ def test_exact_duplicates_tie_exactly(dtype: torch.dtype, mean: float, semantics
 
 
 @semantics_both
-@pytest.mark.parametrize("dtype", FLOATS, ids=name_of)
+@pytest.mark.parametrize("dtype", KERNEL_FLOATS, ids=name_of)
 @pytest.mark.parametrize(
     ("batch", "n", "width"), [(2, 2, 5), (2, 33, 1), (2, 57, 130), (1, 172, 1000), (1, 288, 1024), (1, 576, 64)]
 )
@@ -257,7 +257,7 @@ def test_positions_of_any_type_and_width(dtype: torch.dtype | None) -> None:
 
 @semantics_both
 @pytest.mark.parametrize("options", OPTIONS, ids=option_name)
-@pytest.mark.parametrize("dtype", FLOATS, ids=name_of)
+@pytest.mark.parametrize("dtype", KERNEL_FLOATS, ids=name_of)
 def test_non_finite_tokens_are_infinitely_far(dtype: torch.dtype, options: dict[str, Any], semantics: str) -> None:
     features = whole(30, 6) if options.get("metric") != "cosine" else torch.randn(30, 6)
     features[2, 0], features[7, 5], features[11], features[29, 3] = NAN, INF, -INF, NAN

@@ -7,6 +7,7 @@ import torch
 from clusters import INF, OPTIONS, SEMANTICS, assert_same, exact, grid, option_name, whole
 from support import (
     FLOATS,
+    KERNEL_FLOATS,
     NATIVE_OPS,
     assert_batch_invariant,
     assert_same_bits,
@@ -25,7 +26,7 @@ WHOLE = [o for o in OPTIONS if o.get("metric") != "cosine"]
 
 
 @semantics_both
-@pytest.mark.parametrize("dtype", FLOATS, ids=name_of)
+@pytest.mark.parametrize("dtype", KERNEL_FLOATS, ids=name_of)
 @pytest.mark.parametrize("options", [OPTIONS[0], OPTIONS[5], OPTIONS[8]], ids=option_name)
 @pytest.mark.parametrize(("n", "width"), [(1, 4), (50, 33), (172, 256)])
 def test_a_batch_and_threads_change_nothing(
@@ -105,7 +106,7 @@ def test_center_counts_are_clamped(options: dict[str, Any], semantics: str) -> N
 
 
 @pytest.mark.parametrize("options", WHOLE, ids=option_name)
-@pytest.mark.parametrize("dtype", FLOATS, ids=name_of)
+@pytest.mark.parametrize("dtype", KERNEL_FLOATS, ids=name_of)
 def test_padding_exists_for_nobody(dtype: torch.dtype, options: dict[str, Any]) -> None:
     """The tokens that are valid get what they get without the others, wherever padding lies, whatever it holds."""
     for trial in range(4):
@@ -160,7 +161,7 @@ def exact_varlen(
 
 
 @pytest.mark.parametrize("options", WHOLE, ids=option_name)
-@pytest.mark.parametrize("dtype", FLOATS, ids=name_of)
+@pytest.mark.parametrize("dtype", KERNEL_FLOATS, ids=name_of)
 @pytest.mark.parametrize("lengths", [[1], [5, 1, 9], [0, 7, 0, 0, 12, 0], [30, 2, 31]], ids=str)
 def test_varlen_equals_the_reference(lengths: list[int], dtype: torch.dtype, options: dict[str, Any]) -> None:
     features, places = whole(sum(lengths), 5).to(dtype), torch.cat([grid(n) for n in lengths])
