@@ -50,7 +50,8 @@ class CMakeBuild(build_ext):
         try:
             super().run()
         except (subprocess.CalledProcessError, OSError) as error:
-            without_native(f"the native build failed ({error})")
+            failed = error.cmd[0] if isinstance(error, subprocess.CalledProcessError) else error
+            without_native(f"the native build failed ({failed}; its output is above)")
             self.extensions = []  # nothing to install
 
     def build_extension(self, ext: Extension) -> None:
