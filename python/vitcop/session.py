@@ -144,7 +144,7 @@ class Handle:
             return None
         if module.training and getattr(module, "gradient_checkpointing", False) and _hooks_run_again():
             raise NotImplementedError(
-                "gradient checkpointing: expected transformers 5 or newer, where hooks of a layer do not run again in backward"
+                "gradient checkpointing: expected transformers 5 or newer, whose backward does not repeat the hooks"
             )
         groups = []
         if self._tokens and self._prompt is not None:

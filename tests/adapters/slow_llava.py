@@ -1,4 +1,4 @@
-"""A pruned LLaVA from scratch: one conversation, no cache, no batch, no hooks, every token computed anew in plain loops.
+"""A pruned LLaVA from scratch: one conversation, no cache, no batch, no hooks, every token computed in plain loops.
 
 Only weights are taken from the model, and VIC and the plan from the reference ops (tested on their own).
 """
@@ -67,12 +67,13 @@ def logits(model: Any, method: Any, turns: list[Turn], answer: list[int], kept: 
         for place, token in enumerate(tokens):
             token.position = place
 
+    previous: dict[int, Tensor] = {}  # what the layer before got
     for index, layer in enumerate(decoder.layers):
         for number, count in enumerate(counts):
             visual = [t for t in tokens if t.turn == number and t.image >= 0]
             if count is None or index not in (shallow, deep) or count[1 if index == shallow else 2] >= len(visual):
                 continue
-            scores = score(model, method, index, tokens, visual, ends[number], previous if index else None)
+            scores = score(model, method, index, tokens, visual, ends[number], previous)
             if index == shallow and method.saliency != "key_norm_only":
                 tokens = merge(method, num_layers, totals[number], count[1], tokens, visual, scores)
             else:

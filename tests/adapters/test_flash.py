@@ -1,4 +1,4 @@
-"""FlashAttention takes a 2-D mask or none, and gets padding wrong silently: a stand-in with exactly its mask semantics."""
+"""FlashAttention takes a 2-D mask or none and gets padding wrong silently: a stand-in with its exact mask semantics."""
 
 from collections.abc import Iterator
 from typing import Any

@@ -1,4 +1,4 @@
-"""forward() under pruning: without a cache, with labels, with right padding, turn by turn, and when nothing is pruned."""
+"""forward() under pruning: without a cache, with labels, right padding, turn by turn, and when nothing is pruned."""
 
 import copy
 from typing import Any

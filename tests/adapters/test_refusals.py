@@ -10,6 +10,7 @@ from transformers import DynamicCache, StaticCache
 
 import vitcop
 from vitcop import ViTCoP
+from vitcop.adapters import check_version
 
 METHOD = ViTCoP(retention=0.3)
 
@@ -46,7 +47,7 @@ def test_masks_of_four_dimensions(llava: Any) -> None:
     inputs = batch([prompt(1)])
     n = inputs["input_ids"].shape[1]
     inputs["attention_mask"] = torch.ones(1, 1, n, n, dtype=torch.bool).tril()
-    refuses(llava(), "attention_mask: expected a padding mask .*, got 4 dimensions", **inputs)
+    refuses(llava(), r"attention_mask: expected a padding mask .*, got 4 dimensions", **inputs)
 
 
 def test_images_without_placeholders(llava: Any) -> None:
@@ -121,7 +122,7 @@ def test_attention_implementations_with_other_masks() -> None:
 def test_a_budget_infeasible_for_this_prompt(llava: Any) -> None:
     model = llava()
     with vitcop.prune(model, ViTCoP(retain=2, stage1_ratio=0.9)), torch.no_grad():
-        with pytest.raises(ValueError, match="infeasible budget.*change the retention, stage1_ratio, or the layers"):
+        with pytest.raises(ValueError, match=r"infeasible budget.*change the retention, stage1_ratio, or the layers"):
             model(**batch([prompt(1)]))
         model(**batch([prompt(0)]))
 
@@ -143,3 +144,14 @@ def test_gradient_checkpointing_where_hooks_would_run_twice() -> None:
     model.gradient_checkpointing_enable()
     with vitcop.prune(model, METHOD), pytest.raises(NotImplementedError, match="gradient checkpointing"):
         model(**batch([prompt(1)]))
+
+
+@pytest.mark.parametrize(
+    ("version", "fits"), [("4.56.2", False), ("4.57.0", True), ("5.23.0.dev0", True), ("6.0.0", False)]
+)
+def test_versions_of_transformers(version: str, fits: bool) -> None:
+    if fits:
+        check_version(version)
+    else:
+        with pytest.raises(ImportError, match=f"expected version 4.57 or newer and below 6.0, got {version}"):
+            check_version(version)

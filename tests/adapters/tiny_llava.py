@@ -23,8 +23,9 @@ def tiny_llava(
             patch_size=4, projection_dim=16,
         ),
         text_config=LlamaConfig(
-            vocab_size=VOCABULARY, hidden_size=64, intermediate_size=96, num_hidden_layers=layers, num_attention_heads=4,
-            num_key_value_heads=key_heads, max_position_embeddings=512, pad_token_id=PAD, bos_token_id=1, eos_token_id=None,
+            vocab_size=VOCABULARY, hidden_size=64, intermediate_size=96, num_hidden_layers=layers,
+            num_attention_heads=4, num_key_value_heads=key_heads, max_position_embeddings=512, pad_token_id=PAD,
+            bos_token_id=1, eos_token_id=None,
         ),
         image_token_id=IMAGE, vision_feature_layer=-2, pad_token_id=PAD,
     )  # fmt: skip

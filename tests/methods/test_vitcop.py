@@ -99,5 +99,5 @@ def test_wrong_settings_name_the_argument(options: dict[str, object], message: s
 @pytest.mark.parametrize("semantics", ["paper", "released"])
 def test_infeasible_budgets_name_what_to_change(semantics: str) -> None:
     method = ViTCoP(retention=0.05, stage1_ratio=0.9, semantics=semantics)
-    with pytest.raises(ValueError, match="infeasible budget.*change the retention, stage1_ratio, or the layers"):
+    with pytest.raises(ValueError, match=r"infeasible budget.*change the retention, stage1_ratio, or the layers"):
         method.program(32)

@@ -8,12 +8,16 @@ except ImportError as error:
     raise ImportError("pruning a model needs transformers: pip install 'vitcop[hf]'") from error
 
 OLDEST, BEFORE = (4, 57), (6, 0)
-_version = tuple(int(part) for part in re.findall(r"\d+", transformers.__version__)[:2])
-if not OLDEST <= _version < BEFORE:
-    raise ImportError(
-        f"transformers: expected version {'.'.join(map(str, OLDEST))} or newer and below {'.'.join(map(str, BEFORE))}, "
-        f"got {transformers.__version__}"
-    )
+
+
+def check_version(version: str) -> None:
+    """Raise ImportError outside the versions of transformers that the adapters are for."""
+    if not OLDEST <= tuple(int(part) for part in re.findall(r"\d+", version)[:2]) < BEFORE:
+        oldest, before = (".".join(map(str, bound)) for bound in (OLDEST, BEFORE))
+        raise ImportError(f"transformers: expected version {oldest} or newer and below {before}, got {version}")
+
+
+check_version(transformers.__version__)
 
 from torch import nn  # noqa: E402
 
