@@ -98,6 +98,7 @@ register(
     check=check,
     reference=reference.vic_cluster,
     fake=_fake,
+    cuda="vitcop_kernels.ops.vic_cluster.kernel",
 )
 
 

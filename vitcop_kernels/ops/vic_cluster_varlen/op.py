@@ -68,6 +68,7 @@ register(
     check=check,
     reference=reference.vic_cluster_varlen,
     fake=_fake,
+    cuda="vitcop_kernels.ops.vic_cluster_varlen.kernel",
 )
 
 
