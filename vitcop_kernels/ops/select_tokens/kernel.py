@@ -71,7 +71,7 @@ def _config(num_tokens: int) -> dict[str, Any]:
 
 
 def _num_warps(block: int) -> int:
-    return 4 if block <= 512 else 8 if block <= 1024 else 16
+    return 4 if block <= 512 else 8 if block <= 2048 else 16
 
 
 def select_tokens(scores: Tensor, k: int, *, largest: bool = False) -> Tensor:
