@@ -24,6 +24,7 @@ def register(
     fake: Callable[..., Any],
     backward: Callable[..., Any] | None = None,
     setup_context: Callable[..., Any] | None = None,
+    indices_only: bool = False,
     cuda: str | None = None,
 ) -> None:
     """Define one op in both namespaces: schema, reference for every backend, fake, autograd.
@@ -31,7 +32,8 @@ def register(
     `check` takes the op's arguments and raises on bad ones; it runs before the reference and before the fake. Native
     kernels check for themselves, in the same words. Without `backward` the op is not differentiable, and a gradient
     asked through it raises a RuntimeError that says so. `cuda` names the module whose function of the op's name
-    launches the Triton kernel; it is imported on the first call.
+    launches the Triton kernel; it is imported on the first call. An op that returns `indices_only` has nothing for
+    autograd to do, and does without its 5 us a call.
     """
     op_name = schema[: schema.index("(")]
     if backward is None:
@@ -41,7 +43,8 @@ def register(
         library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
         library.impl(op_name, _checked(check, reference), "CompositeExplicitAutograd")
         torch.library.register_fake(name, _checked(check, fake), lib=library)
-        torch.library.register_autograd(name, backward, setup_context=setup_context, lib=library)
+        if not indices_only:
+            torch.library.register_autograd(name, backward, setup_context=setup_context, lib=library)
     if cuda is not None and importlib.util.find_spec("triton") is not None:
         _LIBRARIES["vitcop"].impl(op_name, _checked(check, _import_on_first_call(cuda, op_name)), "CUDA")
 

@@ -42,6 +42,7 @@ register(
     check=check,
     reference=reference.plan_tokens,
     fake=_fake,
+    indices_only=True,
 )
 
 

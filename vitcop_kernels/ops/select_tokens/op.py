@@ -26,6 +26,7 @@ register(
     check=check,
     reference=reference.select_tokens,
     fake=_fake,
+    indices_only=True,
     cuda="vitcop_kernels.ops.select_tokens.kernel",
 )
 
