@@ -194,7 +194,9 @@ def _step(console: Console, what: str, *, spin: bool = True) -> Iterator[Any]:
     """Show what is being done while it is, and how long it took. Yields a function to tell what it is doing now."""
     start = time.perf_counter()
     if spin and console.is_terminal:
-        with console.status(f"{what} ...") as status:
+        with console.status(
+            f"{what} ...", refresh_per_second=4
+        ) as status:  # seldom: it takes time from what is measured
             yield lambda now: status.update(f"{what}: {now} ...")
     else:
         console.print(f"{what} ...", highlight=False, markup=False)
