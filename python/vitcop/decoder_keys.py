@@ -89,12 +89,7 @@ def _at(x: Tensor, slot: Tensor) -> Tensor:
 
 def _is_plain(module: nn.Module, kind: type) -> bool:
     """Calling it is nothing but its forward, on weights that are ordinary tensors."""
+    if type(module) is not kind or "forward" in module.__dict__ or module._forward_hooks or module._forward_pre_hooks:
+        return False
     weight: Any = module.weight
-    return (
-        type(module) is kind
-        and "forward" not in module.__dict__
-        and not module._forward_hooks
-        and not module._forward_pre_hooks
-        and type(weight) in (nn.Parameter, Tensor)
-        and weight.is_floating_point()
-    )
+    return type(weight) in (nn.Parameter, Tensor) and weight.is_floating_point()
