@@ -75,6 +75,7 @@ register(
     check=check,
     reference=reference.segment_mean,
     fake=_fake,
+    cuda="vitcop_kernels.ops.segment_mean.kernel",
     backward=_backward,
     setup_context=_setup_context,
 )
