@@ -47,13 +47,15 @@ def segment_mean_kernel(
             for u in tl.static_range(UNROLL):
                 row = tl.load(p_perm + tl.minimum(t + u, end - 1) * stride_pn)
                 row = tl.minimum(tl.maximum(row, 0), num_tokens - 1)
-                b_sum += widen(tl.load(p_columns + row * stride_xn, mask=m_c & (t + u < end), other=0.0))
+                b_sum += widen(
+                    tl.load(p_columns + row * stride_xn, mask=o_c < tl.where(t + u < end, width, 0), other=0.0)
+                )
         divisor = tl.maximum(count, 1)
         b_mean = tl.div_rn(b_sum, tl.full((BLOCK_C,), 0.0, tl.float32) + divisor.to(tl.float32))
         if ADD_ANCHOR:
             row = tl.load(p_anchors + i_b * stride_ab + i_s * stride_as)
             row = tl.minimum(tl.maximum(row, 0), num_tokens - 1)
-            b_anchor = widen(tl.load(p_columns + row * stride_xn, mask=m_c & added, other=0.0))
+            b_anchor = widen(tl.load(p_columns + row * stride_xn, mask=o_c < tl.where(added, width, 0), other=0.0))
             b_mean = tl.where(added, b_anchor + b_mean, b_mean)
 
         # float32 overflowed (or x is not finite): these channels once more in float64.
