@@ -224,16 +224,14 @@ def gram(
 
 
 @triton.jit
-def repair(
-    p_x, s_row, q, weak, o_i, o_j, p_state, D: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr, FLOOR: tl.constexpr
-):
-    """q of the weak pairs again, from differences, one column of the tile at a time."""
+def repair(p_x, s_row, q, o_i, o_j, p_state, D: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr, FLOOR: tl.constexpr):
+    """The pairs marked by q < 0 from differences, one column of the tile at a time."""
     o_c = tl.arange(0, BM)
     o_d = tl.arange(0, BD)
-    left = tl.max(weak.to(tl.int32), 0)
+    left = tl.min(q, 0)
     beyond = tl.zeros((BM,), tl.int32)
-    while tl.max(left, 0) > 0:
-        c = tl.min(tl.where(left > 0, o_c, BM), 0)
+    while tl.min(left, 0) < 0.0:
+        c = tl.min(tl.where(left < 0.0, o_c, BM), 0)
         j = tl.sum(tl.where(o_c == c, o_j, 0), 0)
         acc = tl.zeros((BM, BD), tl.float32)
         most = tl.zeros((BM, BD), tl.float32)
@@ -245,10 +243,11 @@ def repair(
             acc += gap * gap
             most = tl.maximum(most, tl.abs(gap))
         direct = tl.sum(acc, 1)
-        hit = weak & (o_c == c)[None, :]
-        beyond |= ((direct < FLOOR) & (tl.max(most, 1) > 0.0)).to(tl.int32) & tl.max(hit.to(tl.int32), 1)
+        vanishing = (direct < FLOOR) & (tl.max(most, 1) > 0.0)
+        hit = (q < 0.0) & (o_c == c)[None, :]
+        beyond |= tl.max((hit & vanishing[:, None]).to(tl.int32), 1)
         q = tl.where(hit, direct[:, None], q)
-        left = tl.where(o_c == c, 0, left)
+        left = tl.where(o_c == c, 0.0, left)
     if tl.max(beyond, 0) > 0:
         tl.atomic_max(p_state + WIDE, 1)
     return q
@@ -264,14 +263,16 @@ def finish_tile(
     n_i = tl.load(p_norm + i, mask=i < n, other=-1.0, cache_modifier=".cg")
     n_j = tl.load(p_norm + j, mask=j < n, other=-1.0, cache_modifier=".cg")
     both = n_i[:, None] + n_j[None, :]
-    pair = ((n_i >= 0.0) & (n_i < INF))[:, None] & ((n_j >= 0.0) & (n_j < INF))[None, :] & (i[:, None] != j[None, :])
     q = tl.maximum(both - 2.0 * acc, 0.0)
-    weak = pair & (q < tl.maximum(both * THETA, FLOOR))
-    if tl.max(tl.max(weak.to(tl.int32), 1), 0) > 0:
+    q = tl.where(q < tl.maximum(both * THETA, FLOOR), -1.0, q)
+    real_i = (n_i >= 0.0) & (n_i < INF)
+    real_j = (n_j >= 0.0) & (n_j < INF)
+    q = tl.where(real_i[:, None] & real_j[None, :] & (i[:, None] != j[None, :]), q, INF)
+    if tl.min(tl.min(q, 1), 0) < 0.0:
         o_i = tl.minimum(i, last).to(tl.int64)
         o_j = tl.minimum(j, last).to(tl.int64)
-        q = repair(p_x, s_row, q, weak, o_i, o_j, p_state, D, BM, BD, FLOOR)
-    return tl.where(pair, q, INF)
+        q = repair(p_x, s_row, q, o_i, o_j, p_state, D, BM, BD, FLOOR)
+    return q
 
 
 @triton.jit
@@ -376,22 +377,28 @@ def density_of(
 
 # ----------------------------------------------------------------------------------------------------- delta and parent
 @triton.jit
-def near64(p_pos, s_pos, s_dim, i, j, limit, P: tl.constexpr, BM: tl.constexpr):
-    """|p_i - p_j|^2 <= limit in float64."""
-    gap2 = tl.zeros((BM, BM), tl.float64)
-    for p in tl.static_range(P):
-        a = tl.load(p_pos + i * s_pos + p * s_dim).to(tl.float64)
-        b = tl.load(p_pos + j * s_pos + p * s_dim).to(tl.float64)
-        gap = a[:, None] - b[None, :]
-        gap2 += gap * gap
-    return gap2 <= limit
+def decide_near(close, p_pos, s_pos, s_dim, i, j, limit, P: tl.constexpr, BM: tl.constexpr):
+    """The pairs in doubt, close < 0, in float64: a column at a time."""
+    o_c = tl.arange(0, BM)
+    left = tl.min(close, 0)
+    while tl.min(left, 0) < 0:
+        c = tl.min(tl.where(left < 0, o_c, BM), 0)
+        j_c = tl.sum(tl.where(o_c == c, j, 0), 0)
+        gap2 = tl.zeros((BM,), tl.float64)
+        for p in tl.static_range(P):
+            a = tl.load(p_pos + i * s_pos + p * s_dim).to(tl.float64)
+            b = tl.load(p_pos + j_c * s_pos + p * s_dim).to(tl.float64)
+            gap2 += (a - b) * (a - b)
+        close = tl.where((close < 0) & (o_c == c)[None, :], (gap2 <= limit).to(tl.int32)[:, None], close)
+        left = tl.where(o_c == c, 0, left)
+    return close
 
 
 @triton.jit
 def near(p_pos, s_pos, s_dim, i, j, limit, P: tl.constexpr, POS64: tl.constexpr, BM: tl.constexpr):
-    """[BM, BM]; in float32 where that leaves no doubt, else in float64."""
+    """[BM, BM]: |p_i - p_j|^2 <= limit; in float32 where that leaves no doubt, else in float64."""
     if POS64:
-        close = near64(p_pos, s_pos, s_dim, i, j, limit, P, BM)
+        close = tl.full((BM, BM), -1, tl.int32)
     else:
         gap2 = tl.zeros((BM, BM), tl.float32)
         for p in tl.static_range(P):
@@ -400,11 +407,11 @@ def near(p_pos, s_pos, s_dim, i, j, limit, P: tl.constexpr, POS64: tl.constexpr,
             gap = a[:, None] - b[None, :]
             gap2 += gap * gap
         limit32 = limit.to(tl.float32)
-        close = gap2 <= limit32
         doubt = tl.abs(gap2 - limit32) <= limit32 * ((P + 4) * 2.0**-23)
-        if tl.max(tl.max(doubt.to(tl.int32), 1), 0) > 0:
-            close = near64(p_pos, s_pos, s_dim, i, j, limit, P, BM)
-    return close
+        close = tl.where(doubt, -1, (gap2 <= limit32).to(tl.int32))
+    if tl.min(tl.min(close, 1), 0) < 0:
+        close = decide_near(close, p_pos, s_pos, s_dim, i, j, limit, P, BM)
+    return close > 0
 
 
 @triton.jit

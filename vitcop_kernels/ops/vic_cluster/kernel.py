@@ -1,4 +1,4 @@
-"""Launches the clustering kernels, one phase a launch."""
+"""Launches the clustering kernels: one cooperative launch where all its programs fit the device, else one a phase."""
 
 import struct
 from typing import Any, NamedTuple
@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from vitcop_kernels._triton import UPCAST, cdiv, is_hip, launch, next_power_of_2
+from vitcop_kernels._occupancy import resident_programs
+from vitcop_kernels._triton import UPCAST, cdiv, is_hip, launch, next_power_of_2, plain_options
 
 from . import phases as k
 from .device import SLAB, STATE
@@ -64,11 +65,11 @@ def halves(x: float) -> tuple[int, int]:
 
 def tile_of(longest: int) -> int:
     """Rows of a tile. From the number of tokens alone: the bits of a sample must not depend on the batch."""
-    return 32 if longest <= 384 else 64 if longest <= 1024 else 128
+    return 32 if longest <= 384 else 64
 
 
 def warps_of(tile: int) -> int:
-    return {32: 4, 64: 8, 128: 16}[tile]
+    return {32: 4, 64: 8}[tile]
 
 
 def block_of(width: int, dtype: torch.dtype) -> int:
@@ -85,6 +86,32 @@ def floor_of(metric: str, released: bool) -> float:
 
 def precision() -> str:
     return "ieee" if is_hip() else "tf32x3"  # one pass of TF32 gives wrong partitions
+
+
+_resident: dict[tuple[Any, ...], int] = {}
+
+
+def fits(grid: tuple[int, int], args: Args, constants: dict[str, Any]) -> bool:
+    """Whether all programs of the one launch are resident at once. The driver is asked once per specialization; should
+    the answer ever be wrong, a cooperative launch is refused rather than left to hang."""
+    if UPCAST or not args.x.is_cuda:
+        return False
+    device = args.x.device.index
+    kinds = tuple((a.dtype, a.data_ptr() % 16) if isinstance(a, Tensor) else (a == 1, a % 16 == 0) for a in args)
+    key = (device, kinds, *constants.values())
+    if key not in _resident:
+        with torch.cuda.device(device):
+            compiled = k.vic_kernel.warmup(*args, grid=grid, PHASE=k.ALL, **constants, **together())
+            _resident[key] = resident_programs(compiled, constants["num_warps"], device)
+    return grid[0] * grid[1] <= _resident[key]
+
+
+def together() -> dict[str, Any]:
+    return {**plain_options(), "launch_cooperative_grid": True}
+
+
+def launch_together(grid: tuple[int, int], args: Args, constants: dict[str, Any]) -> None:
+    launch(k.vic_kernel, grid, *args, PHASE=k.ALL, **constants, launch_cooperative_grid=True)
 
 
 def aligned_rows(x: Tensor) -> Tensor:
@@ -144,13 +171,10 @@ def cluster(
     longs = torch.empty((p.batch, 2, n), dtype=torch.int64, device=device)  # density, best parent
     copy = torch.empty((p.batch, n, width), dtype=x.dtype, device=device)
 
-    store = p.batch * tiles * tile * tile * 4 <= STORED_BYTES
-    scratch = torch.empty((p.batch * tiles * tile * tile) if store else 1, dtype=torch.float32, device=device)
-
     valid = x if p.valid is None else p.valid.view(torch.uint8)
     s_vb, s_vn = (0, 0) if p.valid is None else valid.stride()
     constants = dict(
-        STORE=store,
+        STORE=False,
         VARLEN=p.cu_seqlens is not None,
         HAS_VALID=p.valid is not None,
         HAS_COUNTS=p.counts is not None,
@@ -179,7 +203,7 @@ def cluster(
     args = Args(
         x, positions, valid, p.cu_seqlens if p.cu_seqlens is not None else state,
         p.counts if p.counts is not None else state, labels, centers, parent, rho, delta,
-        copy, anchors, gains, norms, doubles, ints, longs, state, scratch,
+        copy, anchors, gains, norms, doubles, ints, longs, state, norms,
         n, total, p.num_centers, 0 if x.dim() == 2 else x.stride(0), x.stride(-2), s_vb, s_vn,
         0 if shared else positions.stride(0), positions.stride(-2), positions.stride(-1),
         min(inverse, 3e38), *halves(scale2), *halves(inverse), *halves(limit),
@@ -188,6 +212,14 @@ def cluster(
     def run(phase: int, programs: int) -> None:
         launch(k.vic_kernel, (programs, p.batch), *args, PHASE=phase, **constants)
 
+    one_launch = density == "gaussian" and assign == "parent" and not released  # the others stop between phases
+    if one_launch and fits((tiles, p.batch), args, constants):
+        launch_together((tiles, p.batch), args, constants)
+        return labels, centers, parent, rho, delta
+
+    if p.batch * tiles * tile * tile * 4 <= STORED_BYTES:
+        constants["STORE"] = True
+        args = args._replace(scratch=torch.empty(p.batch * tiles * tile * tile, dtype=torch.float32, device=device))
     run(k.INIT, cdiv(n, 8))
     run(k.VERIFY, slabs)
     run(k.ANCHOR, cdiv(n, 8))

@@ -44,9 +44,13 @@ def arrive(p_count):
 
 @triton.jit
 def wait(p_count, programs):
-    while tl.atomic_add(p_count, 0, sem="acquire") < programs:
-        pass
+    """Until all programs have arrived. Returns 0, which the compiler cannot know: what is computed from it after the
+    barrier does not occupy registers before it."""
+    seen = tl.atomic_add(p_count, 0, sem="acquire")
+    while seen < programs:
+        seen = tl.atomic_add(p_count, 0, sem="acquire")
     tl.debug_barrier()
+    return (seen >> 32).to(tl.int32)
 
 
 @triton.jit
@@ -147,7 +151,7 @@ def vic_kernel(
         if PHASE == ALL:
             arrive(p_count)  # the norms are wanted only after the product
             acc = gram(p_x, s_row, o_i, o_j, D, BM, BK, PREC, UP)
-            wait(p_count, programs)
+            t += wait(p_count, programs)
             if anchors_pay(p_gain, D, SLABS):
                 verify_anchors(p_x, s_row, p_norm, p_anchor, n, t, programs, D, 16)
                 arrive(p_count + 1)
@@ -156,13 +160,16 @@ def vic_kernel(
                 arrive(p_count + 2)
                 wait(p_count + 2, programs)
                 acc = gram(p_copy, D, o_i, o_j, D, BM, BK, PREC, UP)
-            q = finish_tile(p_x, s_row, acc, p_norm, p_state, i, j, n, D, BM, 32, FLOOR)
+            ti, tj = tile_at(t, NT)
+            i = ti * BM + o
+            j = tj * BM + o
+            q = finish_tile(p_x, s_row, acc, p_norm, p_state, i, j, n, D, BM, 16 if BM > 64 else 32, FLOOR)
         elif PHASE == TILE or not STORE:
             if anchors_pay(p_gain, D, SLABS):
                 acc = gram(p_copy, D, o_i, o_j, D, BM, BK, PREC, UP)
             else:
                 acc = gram(p_x, s_row, o_i, o_j, D, BM, BK, PREC, UP)
-            q = finish_tile(p_x, s_row, acc, p_norm, p_state, i, j, n, D, BM, 32, FLOOR)
+            q = finish_tile(p_x, s_row, acc, p_norm, p_state, i, j, n, D, BM, 16 if BM > 64 else 32, FLOOR)
         else:
             p_tile = p_q + (i_b * tl.num_programs(0) + t) * (BM * BM) + o[:, None] * BM + o[None, :]
             q = tl.load(p_tile)
@@ -172,7 +179,10 @@ def vic_kernel(
             tl.store(p_q + (i_b * tl.num_programs(0) + t) * (BM * BM) + o[:, None] * BM + o[None, :], q)
         if PHASE == ALL:
             arrive(p_count + 3)
-            wait(p_count + 3, programs)
+            t += wait(p_count + 3, programs)
+            ti, tj = tile_at(t, NT)
+            i = ti * BM + o
+            j = tj * BM + o
             wide = tl.load(p_state + WIDE, cache_modifier=".cg") > 0
 
         if PHASE == ALL or PHASE == DENSITY:
@@ -185,7 +195,10 @@ def vic_kernel(
                 add_densities(p_min, p_sum, q, i, j, ti, tj, n, rate, COSINE, SELF, EPS)
         if PHASE == ALL:
             arrive(p_count + 4)
-            wait(p_count + 4, programs)
+            t += wait(p_count + 4, programs)
+            ti, tj = tile_at(t, NT)
+            i = ti * BM + o
+            j = tj * BM + o
 
         if PHASE == ALL or PHASE == PARENT:
             if wide:
@@ -200,7 +213,7 @@ def vic_kernel(
                 )  # fmt: skip
         if PHASE == ALL:
             arrive(p_count + 5)
-            wait(p_count + 5, programs)
+            t += wait(p_count + 5, programs)
 
     # Centres and labels.
     if PHASE == ALL or PHASE == CHOOSE:
