@@ -10,11 +10,15 @@ namespace vitcop {
 namespace {
 
 template <class T>
-V16 squares(const T* x, int64_t width) {
+inline __attribute__((always_inline)) V16 squares(const T* x, int64_t width) {
   V16 acc[4] = {};
   int64_t c = 0;
   for (; c + 4 * kLanes <= width; c += 4 * kLanes)
+#pragma GCC unroll 4
     for (int k = 0; k < 4; ++k) {
+      // One stream alone does not keep memory busy: ask for the next page, where the hardware prefetcher
+      // stops.
+      __builtin_prefetch(reinterpret_cast<const char*>(x + c + k * kLanes) + 4096);
       const V16 v = load(x + c + k * kLanes);
       acc[k] = fma(v, v, acc[k]);
     }
@@ -140,8 +144,11 @@ bool mean(Y* y, const T* x, int64_t row_stride, const int64_t* members, int64_t 
 // Lane i of the result is the sum of v[i]: four rounds of adding even and odd neighbours.
 inline V16 sum_each(const V16 (&v)[16]) {
   V16 w[16];
+#pragma GCC unroll 16
   for (int i = 0; i < 16; ++i) w[i] = v[i];
+#pragma GCC unroll 4
   for (int n = 8; n > 0; n /= 2)
+#pragma GCC unroll 8
     for (int i = 0; i < n; ++i) {
       const V16 a = w[2 * i], b = w[2 * i + 1];
       w[i] = __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30) +
@@ -178,6 +185,7 @@ inline V16 dots(const float* query, const float* key, int64_t key_stride, int64_
     const float* k = key + first * key_stride;
     for (int64_t c = 0; c < dim; c += kLanes) {
       const V16 q = load(query + c);
+#pragma GCC unroll 16
       for (int i = 0; i < kGroup; ++i) acc[i] = fma(q, load(k + i * key_stride + c), acc[i]);
     }
 #if defined(__AVX512F__)
@@ -213,10 +221,12 @@ void attention(const AttentionTile<T>& t) {
 
   for (int64_t j = 0; j < padded; j += kLanes) {
     const int64_t left = t.num_keys - j;
+    // Keys of a [B, N, H, d] cache lie a power of two apart and evict each other from the L1 cache: copy them
+    // together unless they are read once.
     const float* key = key16;
     int64_t stride = dim;
     bool in_place = false;
-    if constexpr (sizeof(T) == sizeof(float)) in_place = dim == t.dim && left >= kLanes;
+    if constexpr (sizeof(T) == sizeof(float)) in_place = t.num_rows == 1 && dim == t.dim && left >= kLanes;
     if (in_place) {
       key = reinterpret_cast<const float*>(t.key + j * t.key_stride);
       stride = t.key_stride;

@@ -21,6 +21,8 @@ namespace {
 
 constexpr int64_t kLanes = 16;
 typedef float V16 __attribute__((vector_size(64)));
+typedef float V8 __attribute__((vector_size(32)));
+typedef float V4 __attribute__((vector_size(16)));
 typedef int32_t I16 __attribute__((vector_size(64)));
 typedef uint32_t U16 __attribute__((vector_size(64)));
 typedef uint16_t H16 __attribute__((vector_size(32)));
@@ -134,19 +136,16 @@ inline V16 max(V16 a, V16 b) {
 
 // Sum and maximum of the lanes, always in the same order.
 inline float sum(V16 v) {
-  float lanes[kLanes];
-  store(lanes, v);
-  for (int width = 8; width > 0; width /= 2)
-    for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
-  return lanes[0];
+  const V8 w = __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7) +
+               __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15);
+  const V4 u = __builtin_shufflevector(w, w, 0, 1, 2, 3) + __builtin_shufflevector(w, w, 4, 5, 6, 7);
+  return (u[0] + u[2]) + (u[1] + u[3]);
 }
 
 inline float max(V16 v) {
-  float lanes[kLanes];
-  store(lanes, v);
-  for (int width = 8; width > 0; width /= 2)
-    for (int i = 0; i < width; ++i) lanes[i] = lanes[i] > lanes[i + width] ? lanes[i] : lanes[i + width];
-  return lanes[0];
+  float high = v[0];
+  for (int i = 1; i < kLanes; ++i) high = v[i] > high ? v[i] : high;
+  return high;
 }
 
 // exp(x) for x <= 0 to about 1 ulp (Cephes' polynomial); 0 below -87, NaN stays NaN.
