@@ -12,6 +12,7 @@
 #include <torch/library.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdio>
 #include <numeric>
@@ -143,6 +144,37 @@ const vic::Kernels& kernels_for(at::ScalarType dtype, bool cosine) {
   }
 }
 
+// Scratch of a call. One block of moderate size stays with the process between calls: fresh pages would cost
+// a small sample several percent of its time.
+class Memory {
+ public:
+  explicit Memory(size_t bytes) : block_(kept().exchange(nullptr)) {
+    if (block_ && block_->bytes >= bytes) return;
+    delete block_;
+    block_ = new Block{bytes, c10::GetCPUAllocator()->allocate(bytes)};
+  }
+  ~Memory() {
+    Block* expected = nullptr;
+    if (block_->bytes > kKeep || !kept().compare_exchange_strong(expected, block_)) delete block_;
+  }
+  Memory(const Memory&) = delete;
+  Memory& operator=(const Memory&) = delete;
+
+  char* data() const { return static_cast<char*>(block_->data.get()); }
+
+ private:
+  static constexpr size_t kKeep = size_t{16} << 20;
+  struct Block {
+    size_t bytes;
+    at::DataPtr data;
+  };
+  static std::atomic<Block*>& kept() {
+    static std::atomic<Block*> block{nullptr};
+    return block;
+  }
+  Block* block_;
+};
+
 // Large samples, and those left over when the others are dealt to the threads, take all threads one after
 // another; the rest run side by side, a thread each.
 void cluster(std::vector<vic::Sample> samples, const vic::Options& o, const vic::Kernels& kernels) {
@@ -161,8 +193,8 @@ void cluster(std::vector<vic::Sample> samples, const vic::Options& o, const vic:
   };
   const size_t slot = alone < count ? size(alone, 1) : 0;
   const size_t whole = alone > 0 ? size(0, threads) : 0;
-  const at::DataPtr memory = c10::GetCPUAllocator()->allocate(std::max(slot * threads, whole));
-  char* const base = static_cast<char*>(memory.get());
+  const Memory memory(std::max(slot * threads, whole));
+  char* const base = memory.data();
   for (int64_t i = 0; i < alone; ++i) cluster_sample(samples[i], o, kernels, base, true);
   vic::for_each(true, count - alone, [&](int64_t i, int64_t worker) {
     cluster_sample(samples[alone + i], o, kernels, base + worker * slot, false);

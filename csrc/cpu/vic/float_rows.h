@@ -78,10 +78,14 @@ class FloatRows {
   void fill() {
     const int64_t step = s_.n_pad <= 384 ? kernels_.tile_panels / 2 : kernels_.tile_panels;
     const int64_t side = (s_.panels + step - 1) / step;
-    for_each(parallel_, side * (side + 1) / 2, [&](int64_t item, int64_t) {
-      int64_t ti = 0;
-      for (; item >= side - ti; ++ti) item -= side - ti;
-      const int64_t ip = ti * step, jp = (ti + item) * step;
+    const int64_t above = side * (side - 1) / 2;
+    for_each(parallel_, above + side, [&](int64_t item, int64_t) {
+      int64_t ti = item - above, tj = ti;
+      if (item < above) {
+        for (ti = 0, tj = item; tj >= side - 1 - ti; ++ti) tj -= side - 1 - ti;
+        tj += ti + 1;
+      }
+      const int64_t ip = ti * step, jp = tj * step;
       tile(ip, std::min(ip + step, s_.panels), jp, std::min(jp + step, s_.panels), s_.rows, 0, true);
     });
   }

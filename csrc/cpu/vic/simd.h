@@ -26,7 +26,6 @@ constexpr int W = 4, MR = 4, NV = 2;
 typedef float V __attribute__((vector_size(4 * W)));
 typedef int32_t I __attribute__((vector_size(4 * W)));
 typedef double D __attribute__((vector_size(4 * W)));  // half as many lanes
-typedef float Half __attribute__((vector_size(2 * W)));
 typedef uint16_t U16 __attribute__((vector_size(2 * W)));
 
 VITCOP_INLINE V load(const float* p) {
@@ -117,19 +116,24 @@ VITCOP_INLINE uint32_t at_most(D a, D b) {
 #endif
 }
 
-template <int... L>
-VITCOP_INLINE D widen_low(V v, std::integer_sequence<int, L...>) {
-  return __builtin_convertvector(__builtin_shufflevector(v, v, L...), D);
-}
-template <int... L>
-VITCOP_INLINE D widen_high(V v, std::integer_sequence<int, L...>) {
-  return __builtin_convertvector(__builtin_shufflevector(v, v, (L + W / 2)...), D);
-}
+// The lower and the upper lanes in float64. (The maskz forms spare us GCC's warnings about its own header.)
 VITCOP_INLINE D low(V v) {
-  return widen_low(v, std::make_integer_sequence<int, W / 2>());
+#if VITCOP_VIC_LEVEL >= 2
+  return _mm512_maskz_cvtps_pd(0xff, _mm512_maskz_extractf32x8_ps(0xff, v, 0));
+#elif VITCOP_VIC_LEVEL == 1
+  return _mm256_cvtps_pd(_mm256_castps256_ps128(v));
+#else
+  return D{v[0], v[1]};
+#endif
 }
 VITCOP_INLINE D high(V v) {
-  return widen_high(v, std::make_integer_sequence<int, W / 2>());
+#if VITCOP_VIC_LEVEL >= 2
+  return _mm512_maskz_cvtps_pd(0xff, _mm512_maskz_extractf32x8_ps(0xff, v, 1));
+#elif VITCOP_VIC_LEVEL == 1
+  return _mm256_cvtps_pd(_mm256_extractf128_ps(v, 1));
+#else
+  return D{v[2], v[3]};
+#endif
 }
 
 // v with lane l replaced by lane l ^ S.
