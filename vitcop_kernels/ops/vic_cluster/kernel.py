@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from vitcop_kernels._aot import AotSpec
 from vitcop_kernels._occupancy import resident_programs
-from vitcop_kernels._triton import UPCAST, cdiv, is_hip, launch, next_power_of_2, plain_options
+from vitcop_kernels._triton import NAMES, UPCAST, cdiv, is_hip, launch, next_power_of_2, plain_options
 
 from . import phases as k
 from .device import SLAB, STATE
@@ -16,6 +17,7 @@ from .rare import Args, nearest_centers, neighbour_densities, released_centers, 
 MAX_TOKENS = 16384  # of a sample: labels are resolved by one program
 STORED_BYTES = 64 << 20  # scratch for distance tiles; beyond it they are recomputed
 INF = float("inf")
+PHASES = ("ALL", "INIT", "VERIFY", "ANCHOR", "TILE", "DENSITY", "PARENT", "CHOOSE", "RESOLVE")
 
 
 class Problem(NamedTuple):
@@ -65,7 +67,7 @@ def halves(x: float) -> tuple[int, int]:
 
 def tile_of(longest: int) -> int:
     """Rows of a tile. From the number of tokens alone: the bits of a sample must not depend on the batch."""
-    return 32 if longest <= 384 else 64
+    return 32 if longest <= 384 or is_hip() else 64  # larger ones would spill on AMD
 
 
 def warps_of(tile: int) -> int:
@@ -101,17 +103,20 @@ def fits(grid: tuple[int, int], args: Args, constants: dict[str, Any]) -> bool:
     key = (device, kinds, *constants.values())
     if key not in _resident:
         with torch.cuda.device(device):
-            compiled = k.vic_kernel.warmup(*args, grid=grid, PHASE=k.ALL, **constants, **together())
+            compiled = k.vic_kernel.warmup(
+                *args, grid=grid, PHASE=k.ALL, **constants, **plain_options(), **together(is_hip())
+            )
             _resident[key] = resident_programs(compiled, constants["num_warps"], device)
     return grid[0] * grid[1] <= _resident[key]
 
 
-def together() -> dict[str, Any]:
-    return {**plain_options(), "launch_cooperative_grid": True}
+def together(hip: bool) -> dict[str, Any]:
+    """Options of the one launch. With the limit named, ptxas takes the registers it needs; left alone it spills."""
+    return {"launch_cooperative_grid": True} if hip else {"launch_cooperative_grid": True, "maxnreg": 255}
 
 
 def launch_together(grid: tuple[int, int], args: Args, constants: dict[str, Any]) -> None:
-    launch(k.vic_kernel, grid, *args, PHASE=k.ALL, **constants, launch_cooperative_grid=True)
+    launch(k.vic_kernel, grid, *args, PHASE=k.ALL, **constants, **together(is_hip()))
 
 
 def aligned_rows(x: Tensor) -> Tensor:
@@ -190,7 +195,7 @@ def cluster(
         D=width,
         BM=tile,
         BK=block_of(width, x.dtype),
-        BD=min(256, next_power_of_2(width)),
+        BD=min(128, next_power_of_2(width)),
         PREC=precision() if x.dtype == torch.float32 else "ieee",
         UP=UPCAST,
         SLABS=padded,
@@ -237,3 +242,64 @@ def cluster(
     if assign == "nearest":
         nearest_centers(args, constants)
     return labels, centers, parent, rho, delta
+
+
+def aot_specs(varlen: bool = False) -> list[AotSpec]:
+    """One launch and phase by phase, at real widths; the phases that only the rare options have are in rare.py."""
+    specs = []
+    op = "vic_cluster_varlen" if varlen else "vic_cluster"
+    scalars = {name: "i32" for name in Args._fields[Args._fields.index("n") :]} | {"rate": "fp32"}
+    for dtype, width, tile, released in [
+        (torch.bfloat16, 1024, 32, False),
+        (torch.bfloat16, 1024, 64, False),
+        (torch.bfloat16, 1024, 64, True),
+        (torch.float16, 1024, 32, False),
+        (torch.float16, 48, 64, False),
+        (torch.float32, 1024, 32, False),
+        (torch.float32, 1024, 64, False),
+        (torch.float32, 1024, 32, True),
+    ]:
+        kind = NAMES[dtype]
+        pointers = dict(
+            x=kind, positions="fp32", valid="u8", cu_seqlens="i32", counts="i64", labels="i64", centers="i64",
+            parent="i64", rho="fp32", delta="fp32", copy=kind, anchors="fp32", gains="fp32", norms="fp32",
+            doubles="fp64", ints="i32", longs="i64", state="i64", scratch="fp32",
+        )  # fmt: skip
+        types = [*(f"*{pointers[name]}" for name in Args._fields if name in pointers), *scalars.values()]
+        names = k.vic_kernel.arg_names[: len(types)]
+        longest = {32: 384, 64: 4608}[tile]
+        slabs = next_power_of_2(cdiv(width, SLAB.value))
+        shared = dict(
+            VARLEN=varlen, HAS_VALID=False, HAS_COUNTS=False, HAS_POS=True, P=2, POS64=False, COSINE=False,
+            SELF=released, RELEASED=released, KNN=False, ROOT_MAX=False, EPS=1e-8 if released else 0.0,
+            D=width, BM=tile,
+            BK=block_of(width, dtype), BD=min(128, next_power_of_2(width)),
+            PREC="tf32x3" if dtype == torch.float32 else "ieee", UP=False, SLABS=slabs, FLOOR=floor_of("l2", released),
+        )  # fmt: skip
+        divisible = (*(name for name in names if name.startswith("p_")), "s_batch", "s_row")
+        signature = dict(zip(names, types, strict=True))
+        semantics = "released" if released else "paper"
+        for phase in PHASES:
+            if released and phase in ("ALL", "CHOOSE"):
+                continue
+            stored = phase in ("DENSITY", "PARENT")
+            n = 1024 if phase == "ALL" and tile == 64 else longest
+            size = dict(NP=next_power_of_2(n), JUMPS=(n - 1).bit_length())
+            product = phase in ("ALL", "TILE")
+            for store in (True, False) if stored else (phase == "TILE",):
+                wgmma = tile == 64 and dtype != torch.float32
+                claims = {"cuda:80": "mma", "cuda:90": "wgmma" if wgmma else "mma", "hip": "mfma"} if product else {}
+                specs.append(
+                    AotSpec(
+                        f"{op} {phase.lower()} {kind} D={width} tile={tile} {semantics}{' stored' * store}",
+                        k.vic_kernel,
+                        signature,
+                        {**shared, **size, "PHASE": getattr(k, phase).value, "STORE": store},
+                        num_warps=warps_of(tile),
+                        num_stages=3,
+                        claims=claims,
+                        divisible=divisible,
+                        options=together(False) if phase == "ALL" else {},
+                    )
+                )
+    return specs

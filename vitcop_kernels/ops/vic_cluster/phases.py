@@ -16,20 +16,16 @@ from .device import (
     STATE,
     WIDE,
     add_densities,
-    anchor_rows,
-    anchors_pay,
     double,
     find_parents,
     finish_tile,
     gram,
-    init_rows,
-    propose_anchors,
     publish_extremes,
     sample_of,
     tile_at,
     tiles_of,
-    verify_anchors,
 )
+from .prepare import anchor_rows, anchors_pay, init_rows, propose_anchors, verify_anchors
 from .resolve import choose_centers, resolve, wanted, wide_densities, wide_parents
 
 ALL, INIT, VERIFY, ANCHOR, TILE, DENSITY, PARENT, CHOOSE, RESOLVE = (tl.constexpr(k) for k in range(9))
@@ -76,6 +72,16 @@ def fill_unheld(p_cu, p_labels, p_parent, p_rho, p_delta, i_b, start, n, N, T, b
         tl.store(p_delta + r, tl.full((128,), float("inf"), tl.float32), mask=r < after)
 
 
+@triton.jit
+def workspace(i_b, N, p_f32, p_f64, p_i32, p_i64, p_state):
+    """A sample's arrays: norm, log-density, delta^2, nearest, is centre, parent, density, best parent; its state."""
+    p_f64 += i_b * 2 * N
+    p_i32 += i_b * 3 * N
+    p_i64 += i_b * 2 * N
+    state = p_state + i_b * STATE
+    return p_f32 + i_b * N, p_f64, p_f64 + N, p_i32, p_i32 + N, p_i32 + 2 * N, p_i64, p_i64 + N, state
+
+
 @triton.jit(do_not_specialize=SCALARS)
 def vic_kernel(
     p_x, p_pos, p_valid, p_cu, p_counts, p_labels, p_centers, p_parent, p_rho, p_delta,
@@ -108,16 +114,9 @@ def vic_kernel(
     p_copy += i_b * N * D
     p_anchor += i_b * D
     p_gain += i_b * SLABS
-    p_norm = p_f32 + i_b * N
-    p_log = p_f64 + i_b * 2 * N
-    p_d2 = p_log + N
-    p_min = p_i32 + i_b * 3 * N
-    p_cen = p_min + N
-    p_par = p_cen + N
-    p_sum = p_i64 + i_b * 2 * N
-    p_best = p_sum + N
-    p_state += i_b * STATE
-    p_count = p_state + BARRIERS
+    p_norm, p_log, p_d2, p_min, p_cen, p_par, p_sum, p_best, p_mine = workspace(
+        i_b, N, p_f32, p_f64, p_i32, p_i64, p_state
+    )
     scale2 = double(s2_hi, s2_lo)
     inverse = double(inv_hi, inv_lo)
     limit = double(lim_hi, lim_lo)
@@ -125,7 +124,7 @@ def vic_kernel(
     # Norms, and whether offsets are worth removing.
     if PHASE == ALL or PHASE == INIT:
         init_rows(
-            p_x, s_row, p_valid, s_vn, p_norm, p_min, p_sum, p_best, p_state, n, t, programs, HAS_VALID, D, 8, BD
+            p_x, s_row, p_valid, s_vn, p_norm, p_min, p_sum, p_best, p_mine, n, t, programs, HAS_VALID, D, 8, BD
         )  # fmt: skip
         propose_anchors(p_x, s_row, p_valid, s_vn, p_anchor, p_gain, n, t, programs, HAS_VALID, D)
         if VARLEN and t == 0:
@@ -147,55 +146,67 @@ def vic_kernel(
         o_j = tl.minimum(j, tl.maximum(n - 1, 0)).to(tl.int64)
         wide = False
         if PHASE == DENSITY or PHASE == PARENT:
-            wide = tl.load(p_state + WIDE) > 0
+            wide = tl.load(p_mine + WIDE) > 0
         if PHASE == ALL:
-            arrive(p_count)  # the norms are wanted only after the product
+            arrive(p_mine + BARRIERS)  # the norms are wanted only after the product
             acc = gram(p_x, s_row, o_i, o_j, D, BM, BK, PREC, UP)
-            t += wait(p_count, programs)
+            t += wait(p_mine + BARRIERS, programs)
             if anchors_pay(p_gain, D, SLABS):
                 verify_anchors(p_x, s_row, p_norm, p_anchor, n, t, programs, D, 16)
-                arrive(p_count + 1)
-                wait(p_count + 1, programs)
+                arrive(p_mine + BARRIERS + 1)
+                wait(p_mine + BARRIERS + 1, programs)
                 anchor_rows(p_x, s_row, p_copy, p_anchor, p_norm, n, t, programs, D, 8, BD)
-                arrive(p_count + 2)
-                wait(p_count + 2, programs)
+                arrive(p_mine + BARRIERS + 2)
+                wait(p_mine + BARRIERS + 2, programs)
                 acc = gram(p_copy, D, o_i, o_j, D, BM, BK, PREC, UP)
             ti, tj = tile_at(t, NT)
             i = ti * BM + o
             j = tj * BM + o
-            q = finish_tile(p_x, s_row, acc, p_norm, p_state, i, j, n, D, BM, 16 if BM > 64 else 32, FLOOR)
+            q = finish_tile(p_x, s_row, acc, p_norm, p_mine, i, j, n, D, BM, 16 if BM > 64 else 32, FLOOR)
         elif PHASE == TILE or not STORE:
             if anchors_pay(p_gain, D, SLABS):
                 acc = gram(p_copy, D, o_i, o_j, D, BM, BK, PREC, UP)
             else:
                 acc = gram(p_x, s_row, o_i, o_j, D, BM, BK, PREC, UP)
-            q = finish_tile(p_x, s_row, acc, p_norm, p_state, i, j, n, D, BM, 16 if BM > 64 else 32, FLOOR)
+            q = finish_tile(p_x, s_row, acc, p_norm, p_mine, i, j, n, D, BM, 16 if BM > 64 else 32, FLOOR)
         else:
             p_tile = p_q + (i_b * tl.num_programs(0) + t) * (BM * BM) + o[:, None] * BM + o[None, :]
             q = tl.load(p_tile)
         if PHASE == ALL or PHASE == TILE:
-            publish_extremes(p_min, p_state, q, i, j, ti, tj, n, not SELF and not KNN, ROOT_MAX)
+            publish_extremes(p_min, p_mine, q, i, j, ti, tj, n, not SELF and not KNN, ROOT_MAX)
         if PHASE == TILE and STORE:
             tl.store(p_q + (i_b * tl.num_programs(0) + t) * (BM * BM) + o[:, None] * BM + o[None, :], q)
         if PHASE == ALL:
-            arrive(p_count + 3)
-            t += wait(p_count + 3, programs)
+            arrive(p_mine + BARRIERS + 3)
+            zero = wait(p_mine + BARRIERS + 3, programs)
+            t += zero
+            i_b += zero
+            start, n = sample_of(p_cu, i_b, N, T, VARLEN)
+            p_norm, p_log, p_d2, p_min, p_cen, p_par, p_sum, p_best, p_mine = workspace(
+                i_b, N, p_f32, p_f64, p_i32, p_i64, p_state
+            )
             ti, tj = tile_at(t, NT)
             i = ti * BM + o
             j = tj * BM + o
-            wide = tl.load(p_state + WIDE, cache_modifier=".cg") > 0
+            wide = tl.load(p_mine + WIDE, cache_modifier=".cg") > 0
 
         if PHASE == ALL or PHASE == DENSITY:
             if wide:
                 wide_densities(
-                    p_x, s_row, p_norm, p_log, p_rho + start, p_state, n, t, programs, inverse,
-                    COSINE, SELF, EPS, KNN, ROOT_MAX, D, 8, BD,
+                    p_x, s_row, p_norm, p_log, p_rho + start, p_mine, n, t, programs, inverse,
+                    COSINE, SELF, EPS, KNN, ROOT_MAX, D, 8, min(BD, 64),
                 )  # fmt: skip
             elif not KNN:
                 add_densities(p_min, p_sum, q, i, j, ti, tj, n, rate, COSINE, SELF, EPS)
         if PHASE == ALL:
-            arrive(p_count + 4)
-            t += wait(p_count + 4, programs)
+            arrive(p_mine + BARRIERS + 4)
+            zero = wait(p_mine + BARRIERS + 4, programs)
+            t += zero
+            i_b += zero
+            start, n = sample_of(p_cu, i_b, N, T, VARLEN)
+            p_norm, p_log, p_d2, p_min, p_cen, p_par, p_sum, p_best, p_mine = workspace(
+                i_b, N, p_f32, p_f64, p_i32, p_i64, p_state
+            )
             ti, tj = tile_at(t, NT)
             i = ti * BM + o
             j = tj * BM + o
@@ -204,7 +215,7 @@ def vic_kernel(
             if wide:
                 wide_parents(
                     p_x, s_row, p_norm, p_log, p_rho + start, p_d2, p_par, p_pos, s_pn, s_pd, n, t, programs, scale2,
-                    limit, COSINE, EPS, RELEASED, HAS_POS, P, D, 8, BD,
+                    limit, COSINE, EPS, RELEASED, HAS_POS, P, D, 8, min(BD, 64),
                 )  # fmt: skip
             else:
                 find_parents(
@@ -212,23 +223,29 @@ def vic_kernel(
                     inverse, limit, COSINE, SELF, EPS, KNN, RELEASED, HAS_POS, P, POS64, BM,
                 )  # fmt: skip
         if PHASE == ALL:
-            arrive(p_count + 5)
-            t += wait(p_count + 5, programs)
+            arrive(p_mine + BARRIERS + 5)
+            zero = wait(p_mine + BARRIERS + 5, programs)
+            t += zero
+            i_b += zero
+            start, n = sample_of(p_cu, i_b, N, T, VARLEN)
+            p_norm, p_log, p_d2, p_min, p_cen, p_par, p_sum, p_best, p_mine = workspace(
+                i_b, N, p_f32, p_f64, p_i32, p_i64, p_state
+            )
 
     # Centres and labels.
     if PHASE == ALL or PHASE == CHOOSE:
         choose_centers(
-            p_norm, p_log, p_best, p_d2, p_par, p_cen, p_state, p_delta + start,
+            p_norm, p_log, p_best, p_d2, p_par, p_cen, p_mine, p_delta + start,
             wanted(p_counts, i_b, num_centers, HAS_COUNTS), n, t, programs, scale2, COSINE, EPS, ROOT_MAX, 8, 128,
         )  # fmt: skip
     final = True
     if PHASE == ALL:
         tl.debug_barrier()
-        final = tl.atomic_add(p_count + 6, 1, sem="acq_rel") == programs - 1
+        final = tl.atomic_add(p_mine + BARRIERS + 6, 1, sem="acq_rel") == programs - 1
         tl.debug_barrier()
     if PHASE == ALL or PHASE == RESOLVE:
         if final:
             resolve(
-                p_norm, p_log, p_best, p_d2, p_par, p_cen, p_state, p_labels + start, p_parent + start,
+                p_norm, p_log, p_best, p_d2, p_par, p_cen, p_mine, p_labels + start, p_parent + start,
                 p_centers + i_b * num_centers, n, num_centers, scale2, COSINE, EPS, RELEASED, NP, JUMPS, 128,
             )  # fmt: skip

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from vitcop_kernels._triton import cdiv, launch, next_power_of_2
 
-from .device import INF, STATE, WIDE, anchors_pay, double, finish_tile, gram, sample_of, y_of
+from .device import INF, STATE, WIDE, double, finish_tile, gram, sample_of, y_of
+from .prepare import anchors_pay
 from .resolve import outcome_of, pair64
 
 CHUNK_BYTES = 256 << 20  # of distances held at once for density="knn"

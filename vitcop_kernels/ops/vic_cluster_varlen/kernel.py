@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vitcop_kernels._aot import AotSpec
+from vitcop_kernels.ops.vic_cluster import kernel as padded
 from vitcop_kernels.ops.vic_cluster.kernel import MAX_TOKENS, Problem, cluster
 
 
@@ -30,3 +32,7 @@ def vic_cluster_varlen(
         ),
         **options,
     )
+
+
+def aot_specs() -> list[AotSpec]:
+    return padded.aot_specs(varlen=True)
