@@ -40,6 +40,7 @@ register(
     check=check,
     reference=reference.attention_saliency,
     fake=_fake,
+    cuda="vitcop_kernels.ops.attention_saliency.kernel",
 )
 
 
