@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 BUILD_TOOLS := "setuptools>=77" "cmake>=3.24" ninja pybind11
 NATIVE := CMakeLists.txt setup.py $(shell find csrc -name '*.cpp' -o -name '*.h')
 
-.PHONY: demo test test-transformers-4 lint format bench wheel build clean
+.PHONY: demo test test-transformers-4 lint format bench readme wheel build clean
 
 demo: build
 	$(BIN)/vitcop run --out out/demo
@@ -36,6 +36,11 @@ format: build
 bench: build
 	$(BIN)/python -m benchmarks.ratios
 	$(BIN)/python -m benchmarks.prefill
+
+# Record the demo and rewrite the README's generated blocks from committed results.
+readme: build
+	COLUMNS=100 $(BIN)/vitcop run --out out/demo > docs/demo.txt
+	$(BIN)/python -m benchmarks.readme
 
 wheel: build
 	$(PIP) wheel . --no-deps --no-build-isolation --wheel-dir dist

@@ -26,7 +26,12 @@ TARGET = 1.02
 
 def build(layers: int, dtype: torch.dtype) -> LlavaForConditionalGeneration:
     vision = CLIPVisionConfig(
-        hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, image_size=336, patch_size=14
+        hidden_size=1024,
+        intermediate_size=4096,
+        num_hidden_layers=24,
+        num_attention_heads=16,
+        image_size=336,
+        patch_size=14,
     )
     text = LlamaConfig(
         hidden_size=4096, intermediate_size=11008, num_hidden_layers=1, num_attention_heads=32, vocab_size=VOCAB
