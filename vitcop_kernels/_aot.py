@@ -23,3 +23,4 @@ class AotSpec:
     claims: dict[str, str] = field(default_factory=dict)
     divisible: tuple[str, ...] = ()
     options: dict[str, Any] = field(default_factory=dict)  # further launch options, such as launch_cooperative_grid
+    backends: tuple[str, ...] = ("cuda", "hip")  # where dispatch can choose it

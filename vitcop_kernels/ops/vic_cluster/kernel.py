@@ -249,15 +249,17 @@ def aot_specs(varlen: bool = False) -> list[AotSpec]:
     specs = []
     op = "vic_cluster_varlen" if varlen else "vic_cluster"
     scalars = {name: "i32" for name in Args._fields[Args._fields.index("n") :]} | {"rate": "fp32"}
-    for dtype, width, tile, released in [
-        (torch.bfloat16, 1024, 32, False),
-        (torch.bfloat16, 1024, 64, False),
-        (torch.bfloat16, 1024, 64, True),
-        (torch.float16, 1024, 32, False),
-        (torch.float16, 48, 64, False),
-        (torch.float32, 1024, 32, False),
-        (torch.float32, 1024, 64, False),
-        (torch.float32, 1024, 32, True),
+    on_both, on_cuda, on_hip = ("cuda", "hip"), ("cuda",), ("hip",)
+    for dtype, width, tile, released, backends in [
+        (torch.bfloat16, 1024, 32, False, on_both),
+        (torch.bfloat16, 1024, 64, False, on_cuda),
+        (torch.bfloat16, 1024, 64, True, on_cuda),
+        (torch.float16, 1024, 32, False, on_both),
+        (torch.float16, 48, 64, False, on_cuda),
+        (torch.float32, 1024, 32, False, on_cuda),
+        (torch.float32, 1024, 64, False, on_cuda),
+        (torch.float32, 1024, 32, True, on_cuda),
+        (torch.float32, 1024, 32, False, on_hip),
     ]:
         kind = NAMES[dtype]
         pointers = dict(
@@ -269,12 +271,13 @@ def aot_specs(varlen: bool = False) -> list[AotSpec]:
         names = k.vic_kernel.arg_names[: len(types)]
         longest = {32: 384, 64: 4608}[tile]
         slabs = next_power_of_2(cdiv(width, SLAB.value))
+        prec = "tf32x3" if dtype == torch.float32 and backends == on_cuda else "ieee"
         shared = dict(
             VARLEN=varlen, HAS_VALID=False, HAS_COUNTS=False, HAS_POS=True, P=2, POS64=False, COSINE=False,
             SELF=released, RELEASED=released, KNN=False, ROOT_MAX=False, EPS=1e-8 if released else 0.0,
             D=width, BM=tile,
             BK=block_of(width, dtype), BD=min(128, next_power_of_2(width)),
-            PREC="tf32x3" if dtype == torch.float32 else "ieee", UP=False, SLABS=slabs, FLOOR=floor_of("l2", released),
+            PREC=prec, UP=False, SLABS=slabs, FLOOR=floor_of("l2", released),
         )  # fmt: skip
         divisible = (*(name for name in names if name.startswith("p_")), "s_batch", "s_row")
         signature = dict(zip(names, types, strict=True))
@@ -287,11 +290,13 @@ def aot_specs(varlen: bool = False) -> list[AotSpec]:
             size = dict(NP=next_power_of_2(n), JUMPS=(n - 1).bit_length())
             product = phase in ("ALL", "TILE")
             for store in (True, False) if stored else (phase == "TILE",):
-                wgmma = tile == 64 and dtype != torch.float32
-                claims = {"cuda:80": "mma", "cuda:90": "wgmma" if wgmma else "mma", "hip": "mfma"} if product else {}
+                claims = (
+                    {"cuda:80": "mma", "cuda:90": "wgmma" if tile == 64 else "mma", "hip": "mfma"} if product else {}
+                )
                 specs.append(
                     AotSpec(
-                        f"{op} {phase.lower()} {kind} D={width} tile={tile} {semantics}{' stored' * store}",
+                        f"{op} {phase.lower()} {kind} D={width} tile={tile} {semantics}{' stored' * store}"
+                        + " hip" * (backends == on_hip),
                         k.vic_kernel,
                         signature,
                         {**shared, **size, "PHASE": getattr(k, phase).value, "STORE": store},
@@ -299,6 +304,7 @@ def aot_specs(varlen: bool = False) -> list[AotSpec]:
                         num_stages=3,
                         claims=claims,
                         divisible=divisible,
+                        backends=backends,
                         options=together(False) if phase == "ALL" else {},
                     )
                 )
