@@ -44,6 +44,7 @@ register(
     check=check,
     reference=reference.key_proj,
     fake=_fake,
+    cuda="vitcop_kernels.ops.key_proj.kernel",
 )
 
 

@@ -53,6 +53,7 @@ register(
     check=check,
     reference=reference.key_proj_norms,
     fake=_fake,
+    cuda="vitcop_kernels.ops.key_proj_norms.kernel",
 )
 
 
