@@ -39,7 +39,7 @@ void norm_rows(float* out, const T* x, int64_t head_stride, int64_t heads, int64
 template <class T>
 void norm_keys(float* out, const T* keys, int64_t batch, int64_t heads, int64_t num_rows, int64_t width,
                int64_t batch_stride, int64_t head_stride, int64_t row_stride, bool mean) {
-  constexpr int64_t kBlock = 64;
+  constexpr int64_t kBlock = 16;  // few rows, so that the threads' shares are even
   const int64_t blocks = (num_rows + kBlock - 1) / kBlock;
   at::parallel_for(0, batch * blocks, grain(kBlock * heads * width), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {

@@ -9,13 +9,14 @@
 namespace vitcop {
 namespace {
 
+constexpr int kStreams = 4;  // independent sums, so that no addition waits for the one before
+
 template <class T>
-inline __attribute__((always_inline)) V16 squares(const T* x, int64_t width) {
-  V16 acc[4] = {};
+inline __attribute__((always_inline)) void add_squares(V16* acc, const T* x, int64_t width) {
   int64_t c = 0;
-  for (; c + 4 * kLanes <= width; c += 4 * kLanes)
+  for (; c + kStreams * kLanes <= width; c += kStreams * kLanes)
 #pragma GCC unroll 4
-    for (int k = 0; k < 4; ++k) {
+    for (int k = 0; k < kStreams; ++k) {
       // One stream alone does not keep memory busy: ask for the next page, where the hardware prefetcher
       // stops.
       __builtin_prefetch(reinterpret_cast<const char*>(x + c + k * kLanes) + 4096);
@@ -30,30 +31,40 @@ inline __attribute__((always_inline)) V16 squares(const T* x, int64_t width) {
     const V16 v = load_some(x + c, width - c);
     acc[1] = fma(v, v, acc[1]);
   }
-  return (acc[0] + acc[1]) + (acc[2] + acc[3]);
+}
+
+inline float sum_streams(const V16* acc) {
+  return sum((acc[0] + acc[1]) + (acc[2] + acc[3]));
 }
 
 // Walks memory in its own order; a row's sum takes its heads in the same order either way.
 template <class T>
 void square_sums(float* out, const T* x, int64_t head_stride, int64_t heads, int64_t row_stride, int64_t rows,
                  int64_t width) {
+  if (head_stride == width && width % (kStreams * kLanes) == 0) {  // the heads of a token are one long row
+    width *= heads;
+    heads = 1;
+  }
   if (head_stride <= row_stride) {
     for (int64_t r = 0; r < rows; ++r) {
-      V16 acc = {};
-      for (int64_t h = 0; h < heads; ++h) acc += squares(x + h * head_stride + r * row_stride, width);
-      out[r] = sum(acc);
+      V16 acc[kStreams] = {};
+      for (int64_t h = 0; h < heads; ++h) add_squares(acc, x + h * head_stride + r * row_stride, width);
+      out[r] = sum_streams(acc);
     }
     return;
   }
-  constexpr int64_t kBlock = 64;
+  constexpr int64_t kBlock = 32;
   for (int64_t r0 = 0; r0 < rows; r0 += kBlock) {
     const int64_t count = rows - r0 < kBlock ? rows - r0 : kBlock;
-    V16 acc[kBlock];
-    for (int64_t r = 0; r < count; ++r) acc[r] = V16{};
+    V16 acc[kBlock][kStreams] = {};
     for (int64_t h = 0; h < heads; ++h)
-      for (int64_t r = 0; r < count; ++r)
-        acc[r] += squares(x + h * head_stride + (r0 + r) * row_stride, width);
-    for (int64_t r = 0; r < count; ++r) out[r0 + r] = sum(acc[r]);
+      for (int64_t r = 0; r < count; ++r) {
+        V16 row[kStreams];  // in registers, which an array indexed at run time is not
+        for (int k = 0; k < kStreams; ++k) row[k] = acc[r][k];
+        add_squares(row, x + h * head_stride + (r0 + r) * row_stride, width);
+        for (int k = 0; k < kStreams; ++k) acc[r][k] = row[k];
+      }
+    for (int64_t r = 0; r < count; ++r) out[r0 + r] = sum_streams(acc[r]);
   }
 }
 
