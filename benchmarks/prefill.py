@@ -1,8 +1,8 @@
-"""What choosing costs: prefill under ViTCoP against the same token counts with precomputed indices, and against no pruning.
+"""What choosing costs: prefill under ViTCoP against the same counts with precomputed indices, and against no pruning.
 
-The model has LLaVA-1.5-7B's true shape (CLIP ViT-L/14 at 336 px, 32 layers of width 4096) and random weights; its decoder
-layers share one set of weights, so that it fits in memory and every layer still does its full work. The three ways run in
-turn, so that a drift of the machine's speed cancels in the ratios.
+The model has LLaVA-1.5-7B's true shape (CLIP ViT-L/14 at 336 px, 32 layers of width 4096) and random weights; its
+decoder layers share one set of weights, so that it fits in memory and every layer still does its full work. The three
+ways run in turn, so that a drift of the machine's speed cancels in the ratios.
 
     python -m benchmarks.prefill [--retain 64] [--rounds 5] [--layers 32] [--dtype float32]
 """

@@ -42,10 +42,11 @@ def ratios_table(result: dict[str, Any]) -> str:
 def prefill_lines(result: dict[str, Any]) -> str:
     config = result["config"]
     kept = " -> ".join(map(str, [config["visual_tokens"], *config["kept"]]))
+    shape = f"{config['layers']} layers, {config['dtype']}, {kept} visual tokens"
     return (
-        f"Prefill of LLaVA-1.5-7B's shape with random weights, {config['layers']} layers, {config['dtype']}, {kept} visual "
-        f"tokens: **{result['vitcop_over_precomputed']:.3f}** of the same counts with precomputed indices (what choosing "
-        f"costs), {result['vitcop_over_unpruned']:.3f} of the unpruned prefill, vision tower included.\n({origin(result)})"
+        f"Prefill of LLaVA-1.5-7B's shape with random weights, {shape}: **{result['vitcop_over_precomputed']:.3f}** of the "
+        "same counts with precomputed indices (what choosing costs), "
+        f"{result['vitcop_over_unpruned']:.3f} of the unpruned prefill, vision tower included.\n({origin(result)})"
     )
 
 

@@ -42,7 +42,7 @@ def tokens(n: int, width: int = 1024, batch: int | None = None) -> tuple[Tensor,
     smooth = (
         torch.nn.functional.interpolate(coarse, size=(side, side), mode="bicubic").flatten(2).transpose(1, 2)[:, :n]
     )
-    features = 0.3 * smooth + 0.15 * torch.randn(smooth.shape, generator=generator)
+    features = (0.3 * smooth + 0.15 * torch.randn(smooth.shape, generator=generator)).contiguous()
     index = torch.arange(n)
     places = torch.stack([index // side, index % side], -1) / side
     return (features if batch else features[0]), places
