@@ -45,7 +45,8 @@ def prefill_lines(result: dict[str, Any]) -> str:
     shape = f"{config['layers']} layers, {config['dtype']}, {kept} visual tokens"
     return (
         f"Prefill of LLaVA-1.5-7B's shape with random weights, {shape}: "
-        f"**{result['vitcop_over_precomputed']:.3f}** of the same counts with precomputed indices (what choosing costs), "
+        f"**{result['vitcop_over_precomputed']:.3f}** of the same counts with precomputed indices (what choosing "
+        "costs), "
         f"{result['vitcop_over_unpruned']:.3f} of the unpruned prefill, vision tower included.\n({origin(result)})"
     )
 
