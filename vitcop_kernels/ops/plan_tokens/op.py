@@ -42,6 +42,7 @@ register(
     check=check,
     reference=reference.plan_tokens,
     fake=_fake,
+    cuda="vitcop_kernels.ops.plan_tokens.kernel",
     indices_only=True,
 )
 
