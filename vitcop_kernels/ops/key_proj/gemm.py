@@ -179,7 +179,7 @@ def _config(
 
     def fits(tile: tuple[int, int, int]) -> bool:
         if size == 4:
-            return tile[0] * tile[1] <= 64 * 128  # registers of three passes of TF32
+            return tile[0] * tile[1] <= 64 * 64  # registers of three passes of TF32
         return tile[1] < 256 or (not hip and 3 * stage(tile) <= shared_memory)
 
     def programs(tile: tuple[int, int, int]) -> int:
