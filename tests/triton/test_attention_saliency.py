@@ -31,7 +31,7 @@ def assert_close(query: Tensor, key: Tensor, mask: Tensor | None = None, scale: 
 
 
 @pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=name_of)
 @pytest.mark.parametrize(
     "shape",
     [

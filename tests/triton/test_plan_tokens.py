@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from launchers import assert_batch_invariant, assert_exact, kernel_of
-from support import LOW_PRECISION, layouts, name_of
+from support import layouts, name_of
 from torch import Tensor
 
 quotas = pytest.mark.parametrize(
@@ -13,7 +13,6 @@ quotas = pytest.mark.parametrize(
     [("exact", True), ("floor", True), ("floor", False), ("released", True)],
     ids=["exact", "floor", "floor without fill", "released"],
 )
-DTYPES = (torch.float32, *LOW_PRECISION)
 
 
 def draw(n: int, k: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
@@ -26,11 +25,11 @@ def draw(n: int, k: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Te
 
 
 @quotas
-@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=name_of)
 def test_small_inputs_at_many_budgets(dtype: torch.dtype, quota: str, fill: bool) -> None:
-    for n, k in ((1, 1), (7, 3), (13, 6), (22, 5)):
-        for budget in {1, 2, k, (n + k) // 2, max(n - 1, 1), n + 3}:
-            drawn = [draw(n, k, dtype) for _ in range(4)]
+    for n, k in ((1, 1), (13, 6), (22, 5)):
+        for budget in {1, k, (n + k) // 2, max(n - 1, 1), n + 3}:
+            drawn = [draw(n, k, dtype) for _ in range(2)]
             labels, scores = (torch.stack(t) for t in zip(*drawn, strict=True))
             assert_exact("plan_tokens", labels, scores, k, budget, quota=quota, fill=fill)
 
@@ -59,7 +58,7 @@ def test_hand_made_cases(case: tuple, quota: str, fill: bool) -> None:
 
 
 @quotas
-@pytest.mark.parametrize(("n", "k", "budget"), [(172, 20, 77), (172, 30, 10), (288, 52, 253)])
+@pytest.mark.parametrize(("n", "k", "budget"), [(172, 20, 77), (172, 30, 10)])
 def test_real_sizes(n: int, k: int, budget: int, quota: str, fill: bool) -> None:
     labels, scores = draw(n, k)
     assert_exact("plan_tokens", labels, scores, k, budget, repeat=True, quota=quota, fill=fill)
@@ -67,7 +66,7 @@ def test_real_sizes(n: int, k: int, budget: int, quota: str, fill: bool) -> None
 
 
 @quotas
-@pytest.mark.parametrize("budget", [20, 150, 280])
+@pytest.mark.parametrize("budget", [20, 280])
 def test_samples_longer_than_a_block(monkeypatch: pytest.MonkeyPatch, quota: str, fill: bool, budget: int) -> None:
     monkeypatch.setattr(kernel_of("plan_tokens"), "MAX_BLOCK", 128)
     labels, scores = draw(300, 140)
@@ -92,5 +91,5 @@ def test_every_layout_and_both_integer_types_give_the_same() -> None:
 
 @quotas
 def test_a_batch_changes_no_bit(quota: str, fill: bool) -> None:
-    labels, scores = (torch.stack(t) for t in zip(*[draw(60, 8) for _ in range(3)], strict=True))
+    labels, scores = (torch.stack(t) for t in zip(*[draw(40, 8) for _ in range(2)], strict=True))
     assert_batch_invariant("plan_tokens", [labels, scores], 8, 30, quota=quota, fill=fill)

@@ -211,9 +211,10 @@ def projection_specs(op: str, *, want_keys: bool) -> list[AotSpec]:
                     config = _config(num_tokens, columns, 4096, dtype, *facts)
                     tile = f"{config['BLOCK_M']}x{config['BLOCK_N']}x{config['BLOCK_K']}"
                     options = f"{config['num_stages']} stages{',mean' if mean else ''}{',bias' if bias else ''}"
-                    name = f"{op}[{'hip' if facts[1] else 'cuda'},{NAMES[dtype]},{tile},{options}]"
+                    key = f"{'hip' if facts[1] else 'cuda'},{NAMES[dtype]},{tile},{options}"
+                    name = f"{op}[{backend},{NAMES[dtype]},{tile},{options}]"
                     spec = _projection_spec(name, backend, dtype, config, mean, bias, want_keys)
-                    seen.setdefault(name, spec)
+                    seen.setdefault(key, spec)
     return list(seen.values())
 
 
@@ -238,6 +239,7 @@ def _projection_spec(
         {**units, **flags, **{k: v for k, v in config.items() if k not in launch_options}},
         **{k: config[k] for k in launch_options},
         claims=claims,
+        backends=(backend.split(":")[0],),
         divisible=(*pointers, "width", "num_columns", "stride_xb", "stride_xn", "stride_wn"),
     )
 

@@ -175,7 +175,7 @@ def aot_specs() -> list[AotSpec]:
         for quota, fill in (("exact", True), ("floor", True), ("floor", False), ("released", True)):
             for num_tokens, clusters, segments in ((200, 20, 70), (288, 52, 77), (2880, 300, 200)):
                 config = _config(num_tokens, clusters, segments, quota, fill)
-                sizes = ("num_tokens", "num_clusters", "num_segments", "stride_sb")
+                counts = ("num_tokens", "num_clusters", "num_segments", "stride_sb")
                 arrays = ("p_cluster", "p_rank", "p_place", "p_size", "p_scratch")
                 longs = ("p_keys", "p_perm", "p_offsets", "p_anchors")
                 specs.append(
@@ -188,7 +188,7 @@ def aot_specs() -> list[AotSpec]:
                             "p_total": "*fp64",
                             **dict.fromkeys(longs, "*i64"),
                             "p_merged": "*u8",
-                            **dict.fromkeys(sizes, "i32"),
+                            **dict.fromkeys(counts, "i32"),
                         },
                         {"stride_sn": 1, **config},
                         num_warps=_num_warps(config["BLOCK"]),
