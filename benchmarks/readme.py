@@ -34,7 +34,7 @@ def ratios_table(result: dict[str, Any]) -> str:
         if row["target"] is not None and row["ratio"] > row["target"]:
             target += " (missed)"
         ours = f"{row['ours_ms']:.2f} ms"
-        lines.append(f"| `{row['op']}` | {row['shape']} | {row['other']} | {ours} | {row['ratio']:.2f} | {target} |")
+        lines.append(f"| `{row['op']}` | {row['shape']} | {row['other']} | {ours} | {row['ratio']:.3f} | {target} |")
     sizes = ", ".join(f"N = {row['n']}: {row['extra_mb']:.0f} MB" for row in result["memory"])
     return "\n".join([*lines, "", f"Peak extra memory of `vic_cluster` at D = 1024: {sizes}.", f"({origin(result)})"])
 
@@ -52,7 +52,8 @@ def prefill_lines(result: dict[str, Any]) -> str:
 
 
 def blocks() -> dict[str, str]:
-    demo = DEMO.read_text().rstrip() if DEMO.exists() else "not recorded yet"
+    _, _, demo = DEMO.read_text().partition("\n\n")
+    demo = "\n".join(line.rstrip() for line in demo.splitlines())
     ratios, prefill = newest("ratios"), newest("prefill")
     bench = [
         "Not yet measured." if ratios is None else ratios_table(ratios),

@@ -6,6 +6,10 @@ import zlib
 
 import pytest
 import torch
+
+if not torch.cuda.is_available():  # tests/kernels: Triton must be told before anything imports it
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 from support import NATIVE_OPS, OPS, native_isa
 
 import vitcop_kernels
