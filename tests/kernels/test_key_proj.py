@@ -69,7 +69,8 @@ def test_every_tile(monkeypatch: pytest.MonkeyPatch, block: tuple[int, int, int]
     monkeypatch.setattr(gemm, "TILES", (block,))
     monkeypatch.setattr(gemm, "_device_facts", lambda device: (232448, False))
     hidden, weight, bias = inputs(130, 64, 260, torch.bfloat16)
-    assert_close(hidden, weight, bias, num_heads=4, norms_only=False)
+    # The widest tile serves norms alone.
+    assert_close(hidden, weight, bias, num_heads=4, norms_only=block[1] == 256)
 
 
 @pytest.mark.parametrize("heads", HEADS)

@@ -153,7 +153,7 @@ def saliency_kernel(
 def _config(heads: int, rows: int, head_dim: int, dtype: torch.dtype) -> tuple[dict[str, Any], dict[str, Any]]:
     """Constants of the two kernels: `rows` see each of `heads` key heads. Nothing here depends on the batch."""
     store = heads * rows <= STORED_ROWS
-    tile_rows = 1 if rows == 1 else min(max(next_power_of_2(rows), 16), 32)
+    tile_rows = 1 if rows == 1 else 16 if store else min(max(next_power_of_2(rows), 16), 32)
     width = 128 if rows == 1 else 32 if dtype == torch.float32 else 64
     both = {"STORE": store, "BLOCK_D": min(max(next_power_of_2(head_dim), 16), width), "UPCAST": UPCAST}
     second = (

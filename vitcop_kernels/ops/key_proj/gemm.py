@@ -138,7 +138,7 @@ def project(
     norms = torch.empty((batch, num_tokens), dtype=torch.float32, device=x.device)
     keys = torch.empty((batch, num_tokens, columns), dtype=x.dtype, device=x.device) if want_keys else norms
     wide = torch.empty((batch, num_tokens, columns), dtype=torch.float32, device=x.device) if mean else norms
-    config = _config(num_tokens, columns, width, x.dtype, *_device_facts(x.device))
+    config = _config(num_tokens, columns, width, x.dtype, want_keys, *_device_facts(x.device))
     tiles_m, tiles_n = cdiv(num_tokens, config["BLOCK_M"]), cdiv(columns, config["BLOCK_N"])
     partial = torch.empty((2, batch, num_tokens, 0 if mean else tiles_n), dtype=torch.float32, device=x.device)
     launch(
@@ -169,7 +169,7 @@ def _device_facts(device: torch.device) -> tuple[int, bool]:
 
 
 def _config(
-    num_tokens: int, columns: int, width: int, dtype: torch.dtype, shared_memory: int, hip: bool
+    num_tokens: int, columns: int, width: int, dtype: torch.dtype, want_keys: bool, shared_memory: int, hip: bool
 ) -> dict[str, Any]:
     """Tile and pipeline, by the shape of one sample (never by the batch: a sample alone gives the same bits)."""
     size, block_k = dtype.itemsize, 128 // dtype.itemsize
@@ -180,7 +180,8 @@ def _config(
     def fits(tile: tuple[int, int, int]) -> bool:
         if size == 4:
             return tile[0] * tile[1] <= 64 * 64  # registers of three passes of TF32
-        return tile[1] < 256 or (not hip and 3 * stage(tile) <= shared_memory)
+        # Storing keys from the widest tile spills registers.
+        return tile[1] < 256 or (not hip and not want_keys and 3 * stage(tile) <= shared_memory)
 
     def programs(tile: tuple[int, int, int]) -> int:
         return cdiv(num_tokens, tile[0]) * cdiv(columns, tile[1])
@@ -208,7 +209,7 @@ def projection_specs(op: str, *, want_keys: bool) -> list[AotSpec]:
         for dtype in (torch.bfloat16, torch.float16, torch.float32):
             for num_tokens, columns in ((77, 4096), (288, 1024), (288, 4096), (864, 4096)):
                 for mean, bias in ((False, False), (False, True), (True, True)):
-                    config = _config(num_tokens, columns, 4096, dtype, *facts)
+                    config = _config(num_tokens, columns, 4096, dtype, want_keys, *facts)
                     tile = f"{config['BLOCK_M']}x{config['BLOCK_N']}x{config['BLOCK_K']}"
                     options = f"{config['num_stages']} stages{',mean' if mean else ''}{',bias' if bias else ''}"
                     key = f"{'hip' if facts[1] else 'cuda'},{NAMES[dtype]},{tile},{options}"
