@@ -36,6 +36,7 @@ format: build
 bench: build
 	$(BIN)/python -m benchmarks.ratios
 	$(BIN)/python -m benchmarks.prefill
+	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-columns=min,median,iqr,rounds
 
 # Record the demo and rewrite the README's generated blocks from committed results.
 readme: build

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import vitcop_kernels  # noqa: F401  (registers torch.ops.vitcop)
 from benchmarks import baselines
 
 Way = Callable[[], Any]
