@@ -12,7 +12,8 @@ import vitcop
 # Logits here have a standard deviation of about 2.5; both sides are float32 in another order of summation.
 TOLERANCE = 2e-4
 NEW = 4
-OLD = int(transformers.__version__.split(".")[0]) < 5
+VERSION = tuple(int(part) for part in transformers.__version__.split(".")[:2])
+OLD = VERSION < (5, 0)
 
 
 def generate(
