@@ -1,5 +1,6 @@
-// Autograd of the ops that rank or choose tokens: asking for a gradient is an error, not asking costs next to
-// nothing (the Python registration in _library.py, which serves every other device, costs a call about 8 us).
+// Autograd of the ops that rank or choose tokens: asking for a gradient is an error, and a call that asks for
+// none does not pass through Python, as it would by the registration in _library.py that serves every other
+// device.
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/stack.h>
 #include <torch/csrc/autograd/functions/basic_ops.h>

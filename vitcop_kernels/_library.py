@@ -33,7 +33,7 @@ def register(
     kernels check for themselves, in the same words. Without `backward` the op is not differentiable, and a gradient
     asked through it raises a RuntimeError that says so. `cuda` names the module whose function of the op's name
     launches the Triton kernel; it is imported on the first call. An op that returns `indices_only` has nothing for
-    autograd to do, and does without its 5 us a call.
+    autograd to do, and is spared its detour through Python.
     """
     op_name = schema[: schema.index("(")]
     if backward is None:

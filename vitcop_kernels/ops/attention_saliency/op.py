@@ -48,7 +48,7 @@ def attention_saliency(query: Tensor, key: Tensor, mask: Tensor | None = None, *
     """Attention received by each key, `sum_h sum_m softmax_j(q_m . k_j * scale)`; a *larger* value is more salient.
 
     With the [CLS] row as query this is Eq. 1; with the last prompt row it is FastV's and PyramidDrop's score, with
-    rater rows SparseVLM's. The `[B, H, M, N]` attention is never materialised, and the model's own attention keeps
+    rater rows SparseVLM's. `[B, H, N, N]` is never materialised, and the model's own attention keeps
     its backend.
 
     Args:
