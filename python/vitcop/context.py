@@ -40,7 +40,7 @@ class StageContext:
     def __init__(self, visible: Visible, budget: int, sources: Sources) -> None:
         group = visible.group
         self.total, self.count, self.budget = group.total, visible.slots.shape[1], budget
-        self.num_segments, self.max_segment = group.num_segments, group.max_segment
+        self.num_segments, self.max_segment, self.ordered = group.num_segments, group.max_segment, group.ordered
         self._visible, self._sources = visible, sources
 
     @functools.cached_property

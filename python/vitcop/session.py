@@ -148,7 +148,7 @@ class Handle:
             )
         groups = []
         if self._tokens and self._prompt is not None:
-            groups = group_samples(self._prompt, [n for t in self._tokens for n in t.image_tokens], embeds.device)
+            groups = group_samples(self._prompt, self._tokens, embeds.device)
         mask, position_ids = kwargs.get("attention_mask"), kwargs.get("position_ids")
         self._run = run = Run(
             self.adapter, self.program, embeds, cache, mask, position_ids, self._prompt, groups, list(self._tokens)

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from vitcop.layout import KINDS
 from vitcop.report import DecoderShape
 
 VISION = "vitcop"
@@ -16,11 +17,23 @@ hands that object on, so what Stage I needs travels with it."""
 
 
 class VisualTokens(Protocol):
-    """The visual tokens of one run of the vision tower, T in all, in the order of the prompt's placeholders."""
+    """The visual tokens of one run of the vision tower, T in all, in the order of the prompt's placeholders.
+
+    Tokens that the model adds between those of the tower (line breaks) have NaN for everything but a segment: they rank
+    last, and are like nothing else.
+    """
+
+    @property
+    def kind(self) -> str:
+        """Which placeholders they take: "image" or "video"."""
 
     @property
     def image_tokens(self) -> Sequence[int]:
-        """Tokens of each image."""
+        """Tokens of each image or video."""
+
+    def segments(self) -> Tensor:
+        """[T] int64, on the CPU and computed from shapes: which part (tile, frame) of its image or video a token is
+        from, counted from 0. Segments are clustered one by one."""
 
     def saliency(self) -> Tensor:
         """[T] attention received, larger is more salient."""
@@ -29,7 +42,7 @@ class VisualTokens(Protocol):
         """[T, D] what ViTCoP clusters."""
 
     def positions(self) -> Tensor:
-        """[T, 2] (row, col)/grid within the image, in [0, 1)."""
+        """[T, 2] (row, col)/grid within the segment, in [0, 1)."""
 
 
 class Adapter(ABC):
@@ -97,11 +110,15 @@ def owner_of_vision_tower(model: nn.Module) -> nn.Module | None:
     return next((m for m in model.modules() if "vision_tower" in m._modules), None)
 
 
-def visual_token_ids(config: Any) -> list[int]:
-    """Ids of image and video placeholders."""
-    names = [[f"{kind}_token_id", f"{kind}_token_index"] for kind in ("image", "video")]
-    found = ([getattr(config, name, None) for name in pair] for pair in names)
-    return [next(v for v in values if v is not None) for values in found if any(v is not None for v in values)]
+def visual_token_ids(config: Any) -> dict[str, int]:
+    """The placeholder of each kind (`layout.KINDS`) that the model has."""
+    found = {}
+    for kind in KINDS:
+        ids = (getattr(config, f"{kind}_token_{name}", None) for name in ("id", "index"))
+        token = next((i for i in ids if i is not None), None)
+        if token is not None:
+            found[kind] = token
+    return found
 
 
 def tower_layers(tower: Any) -> nn.ModuleList:

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -22,10 +23,14 @@ class ClipTokens:
     num_heads: int
     scale: float
     grid: tuple[int, int]
+    kind: str = "image"
 
     @property
     def image_tokens(self) -> Sequence[int]:
         return [self.keys.shape[1] - 1] * self.keys.shape[0]
+
+    def segments(self) -> Tensor:
+        return torch.zeros(sum(self.image_tokens), dtype=torch.int64)
 
     def saliency(self) -> Tensor:
         """Eq. 1: softmax over [CLS] and patches, summed over heads; [CLS]' own share is left out afterwards."""

@@ -17,8 +17,9 @@ class Context(Protocol):
     total: int  # visual tokens of a sample before any pruning (m)
     count: int  # visual tokens at this stage (V)
     budget: int  # tokens to come out
-    num_segments: int  # images of a sample, at most
-    max_segment: int  # tokens of an image that can be left, at most
+    num_segments: int  # segments (images, tiles, frames) of a sample, at most
+    max_segment: int  # tokens of a segment that can be left, at most
+    ordered: bool  # `segment` ascends in every row
 
     @property
     def saliency(self) -> Tensor:
@@ -30,11 +31,11 @@ class Context(Protocol):
 
     @property
     def positions(self) -> Tensor:
-        """[G, V, 2] (row, col)/grid within the token's image, in [0, 1)."""
+        """[G, V, 2] (row, col)/grid within the token's segment, in [0, 1)."""
 
     @property
     def segment(self) -> Tensor:
-        """[G, V] image of each token, counted within its sample."""
+        """[G, V] image, tile or frame of each token, counted within its sample."""
 
     @property
     def hidden(self) -> Tensor:

@@ -191,7 +191,7 @@ class ViTCoP(Method):
     def cluster(self, ctx: Context, center_ratio: float) -> tuple[Tensor, int, Tensor | None]:
         """Labels `[G, V]` of the visual tokens, their upper bound, and the centres `[G, K]` (only of single images).
 
-        Each image is clustered on its own.
+        Each segment (image, tile, frame) is clustered on its own.
         """
         features = ctx.features if self.option("features") == "clip_key" else ctx.hidden
         if ctx.num_segments == 1:
@@ -199,10 +199,13 @@ class ViTCoP(Method):
             result = ops.vic_cluster(features, ctx.positions, self.d_c, self.tau, centers, semantics=self.semantics)
             return result[0], centers, result[1]
 
-        # How many tokens of an image Stage I kept is known to the device alone: shapes follow from the upper bound.
+        # How many tokens of a segment Stage I kept is known to the device alone: shapes follow from the upper bound.
         longest = min(ctx.count, ctx.max_segment)
         centers = ops.num_centers_for(center_ratio, longest, semantics=self.semantics)
-        segment = ctx.segment  # [G, V] ascending in every row
+        segment, positions, order = ctx.segment, ctx.positions, None
+        if not ctx.ordered:
+            segment, order = segment.sort(dim=1, stable=True)
+            features, positions = (x.gather(1, order[..., None].expand_as(x)) for x in (features, positions))
         row = torch.arange(segment.shape[0], device=segment.device)[:, None] * ctx.num_segments
         lengths = segment.new_zeros(segment.shape[0] * ctx.num_segments)
         lengths.scatter_add_(0, (segment + row).flatten(), torch.ones_like(segment).flatten())
@@ -210,8 +213,11 @@ class ViTCoP(Method):
         wanted = wanted.floor() if self.semantics == "released" else wanted.ceil()
         cu_seqlens = torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
         result = ops.vic_cluster_varlen(
-            features.flatten(0, 1), ctx.positions.flatten(0, 1), cu_seqlens, longest, self.d_c, self.tau, centers,
+            features.flatten(0, 1), positions.flatten(0, 1), cu_seqlens, longest, self.d_c, self.tau, centers,
             semantics=self.semantics, center_counts=wanted.clamp(min=1).long(),
         )  # fmt: skip
         labels = result[0].view_as(segment)
-        return torch.where(labels < 0, -1, labels + segment * centers), centers * ctx.num_segments, None
+        labels = torch.where(labels < 0, -1, labels + segment * centers)
+        if order is not None:
+            labels = torch.empty_like(labels).scatter_(1, order, labels)
+        return labels, centers * ctx.num_segments, None
