@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from benchmarks import features
+
 ROOT = Path(__file__).parent.parent
 README, DEMO, RESULTS = ROOT / "README.md", ROOT / "docs" / "demo.txt", ROOT / "benchmarks" / "results" / "cpu"
 
@@ -59,7 +61,10 @@ def blocks() -> dict[str, str]:
         "Not yet measured." if ratios is None else ratios_table(ratios),
         "" if prefill is None else prefill_lines(prefill),
     ]
-    return {"demo": f"```\n{demo}\n```", "bench": "\n\n".join(filter(None, bench))}
+    found = {"demo": f"```\n{demo}\n```", "bench": "\n\n".join(filter(None, bench))}
+    if "<!-- begin features -->" in README.read_text():
+        found["features"] = features.markdown(json.loads(features.TABLE.read_text()))
+    return found
 
 
 def generated() -> str:

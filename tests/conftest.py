@@ -34,6 +34,10 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "speed: compares times; run by `make bench`, left out unless asked for with -m speed"
     )
+    config.addinivalue_line("markers", "family(name): the model family that a test is about")
+    config.addinivalue_line(
+        "markers", "feature(name, status='tested', note=''): a row of docs/features.json; see benchmarks/features.py"
+    )
     torch.set_num_threads(min(2, os.cpu_count() or 1))
     if os.environ.get("VITCOP_REQUIRE_NATIVE") == "1" and set(OPS) != NATIVE_OPS:
         missing = ", ".join(sorted(set(OPS) - NATIVE_OPS))

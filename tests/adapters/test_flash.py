@@ -17,6 +17,8 @@ from vitcop import ViTCoP
 
 NAME = "flash_stand_in"
 
+pytestmark = pytest.mark.family("llava")
+
 
 def flash_stand_in(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, scaling: float, **kwargs: Any
@@ -53,6 +55,7 @@ def model() -> Iterator[Any]:
     yield model
 
 
+@pytest.mark.feature("FlashAttention's masks")
 @pytest.mark.parametrize("semantics", ["paper", "released"])
 def test_a_padded_batch(model: Any, semantics: str) -> None:
     method = ViTCoP(retention=0.3, semantics=semantics)

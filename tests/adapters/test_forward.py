@@ -12,6 +12,8 @@ from tiny_llava import IMAGE, PATCHES, VOCABULARY, batch, prompt
 import vitcop
 from vitcop import ViTCoP
 
+pytestmark = pytest.mark.family("llava")
+
 
 def everything(model: Any, method: Any, turns: list[Turn]) -> torch.Tensor:
     with torch.no_grad():
@@ -35,6 +37,7 @@ def test_retaining_everything_equals_the_unpruned_model_bit_for_bit(
         assert report.stages[-1].tokens_out == report.visual_tokens
 
 
+@pytest.mark.feature("padded batches, left and right")
 @pytest.mark.parametrize("semantics", ["paper", "released"])
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_forward_without_a_cache_keeps_the_length_and_zeroes_what_was_pruned(
@@ -81,6 +84,8 @@ def test_decoding_by_hand_after_right_padding(llava: Any, attention: str) -> Non
         torch.testing.assert_close(got, expected, atol=TOLERANCE, rtol=0)
 
 
+@pytest.mark.feature("several turns, one cache")
+@pytest.mark.feature("a new image in a later turn")
 @pytest.mark.parametrize("semantics", ["paper", "released"])
 def test_turns_with_images_reuse_one_cache(llava: Any, semantics: str) -> None:
     """Image, text, image: each turn prunes its own image alone and sees the earlier ones as they were left."""
@@ -150,6 +155,7 @@ def test_a_pruned_cache_can_be_copied_and_reset(llava: Any) -> None:
         assert not any("vitcop" in name for name in vars(cache))
 
 
+@pytest.mark.feature("labels, loss and gradients")
 def test_labels_give_a_loss_and_gradients_flow_through_what_survives(llava: Any) -> None:
     model, method = llava(2), ViTCoP(retention=0.3)
     inputs = batch([prompt(1), prompt(2)])
@@ -188,6 +194,8 @@ def test_the_gradient_is_the_derivative(llava: Any) -> None:
     torch.testing.assert_close((grad * direction).sum(), slope, rtol=1e-2, atol=1e-2)
 
 
+@pytest.mark.feature("logits_to_keep")
+@pytest.mark.feature("output_hidden_states")
 def test_logits_to_keep_and_hidden_states(llava: Any) -> None:
     model, method = llava(), ViTCoP(retention=0.3)
     ids, pixels = prompt(1)
@@ -200,6 +208,7 @@ def test_logits_to_keep_and_hidden_states(llava: Any) -> None:
     assert len(ids) > lengths[1] > lengths[3] > lengths[7]
 
 
+@pytest.mark.feature("gradient checkpointing")
 @pytest.mark.skipif(OLD, reason="refused before transformers 5, see test_refusals")
 def test_gradient_checkpointing_changes_nothing(llava: Any) -> None:
     model, method = copy.deepcopy(llava()), ViTCoP(retention=0.3)

@@ -11,6 +11,8 @@ from tiny_llava import IMAGE, PAD, batch, prompt
 
 from vitcop import ViTCoP
 
+pytestmark = pytest.mark.family("llava")
+
 VARIANTS = {
     "paper": (dict(retention=0.3), 1, 4, "sdpa"),
     "paper, two images, grouped keys, eager": (dict(retention=0.3), 2, 2, "eager"),
@@ -27,6 +29,8 @@ VARIANTS = {
 }
 
 
+@pytest.mark.feature("greedy")
+@pytest.mark.feature("eager attention")
 @pytest.mark.parametrize("name", VARIANTS)
 def test_greedy_equals_recomputing_every_token(llava: Any, name: str) -> None:
     options, images, key_heads, attention = VARIANTS[name]
@@ -36,6 +40,8 @@ def test_greedy_equals_recomputing_every_token(llava: Any, name: str) -> None:
     assert_answers(model, method, [sample], output)
 
 
+@pytest.mark.feature("several images or videos per prompt")
+@pytest.mark.feature("text-only samples")
 @pytest.mark.parametrize("semantics", ["paper", "released"])
 def test_a_padded_batch_of_0_1_and_2_images_equals_each_sample_alone(llava: Any, semantics: str) -> None:
     model, method = llava(2), ViTCoP(retention=0.3, semantics=semantics)
@@ -68,6 +74,7 @@ def test_text_alone_is_left_as_it_is(llava: Any) -> None:
     assert report.stages == [] and report.visual_tokens == []
 
 
+@pytest.mark.feature("bfloat16")
 def test_bfloat16(llava: Any) -> None:
     """Near-ties may be ranked differently in half precision, so the reference is told what was kept."""
     model, method = llava(dtype=torch.bfloat16), ViTCoP(retention=0.3, saliency="key_norm_only")
@@ -84,6 +91,7 @@ def test_bfloat16(llava: Any) -> None:
     assert (got - truth).pow(2).mean() < 0.1 * truth.var()
 
 
+@pytest.mark.feature("sampling")
 def test_sampling_with_a_seed_draws_from_the_references_logits(llava: Any) -> None:
     model, method, sample = llava(), ViTCoP(retention=0.3), prompt(1)
     torch.manual_seed(5)
@@ -109,15 +117,23 @@ def best_beams(model: Any, method: Any, sample: Any, beams: int, new: int) -> tu
     return kept[0][1], kept[0][0]
 
 
+@pytest.mark.feature("beam search")
 @pytest.mark.parametrize(
     "images",
     [
         [1, 1],
         pytest.param(
             [2, 1],
-            marks=pytest.mark.xfail(
-                VERSION < (5, 1), reason="upstream: before 5.1 beams repeat image by image, not sample by sample"
-            ),
+            marks=[
+                pytest.mark.xfail(
+                    VERSION < (5, 1), reason="upstream: before 5.1 beams repeat image by image, not sample by sample"
+                ),
+                pytest.mark.feature(
+                    "beam search",
+                    "upstream bug",
+                    "transformers before 5.1: batches of prompts with several images, with and without vitcop",
+                ),
+            ],
         ),
     ],
 )
@@ -131,6 +147,7 @@ def test_beam_search(llava: Any, images: list[int]) -> None:
         assert output.sequences_scores[sample].item() == pytest.approx(total, abs=1e-3)
 
 
+@pytest.mark.feature("prompt lookup")
 def test_prompt_lookup_equals_greedy(llava: Any) -> None:
     """Candidates are tried several at a time, and rejected ones cropped from caches of different lengths."""
     model, method, sample = llava(), ViTCoP(retention=0.3), prompt(1)
@@ -142,6 +159,7 @@ def test_prompt_lookup_equals_greedy(llava: Any) -> None:
     assert torch.equal(greedy.sequences, lookup.sequences)
 
 
+@pytest.mark.feature("several turns, one cache")
 def test_a_later_text_turn_reuses_the_pruned_cache(llava: Any) -> None:
     model, method = llava(2), ViTCoP(retention=0.3)
     ids, pixels = prompt(1)

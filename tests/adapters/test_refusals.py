@@ -14,6 +14,8 @@ from vitcop.adapters import check_version
 
 METHOD = ViTCoP(retention=0.3)
 
+pytestmark = pytest.mark.family("llava")
+
 
 def refuses(model: Any, message: str, error: type[Exception] = NotImplementedError, **inputs: Any) -> None:
     with vitcop.prune(model, METHOD) as report, torch.no_grad():
@@ -24,12 +26,14 @@ def refuses(model: Any, message: str, error: type[Exception] = NotImplementedErr
         assert len(report.stages) == 3
 
 
+@pytest.mark.feature("static cache", "refused")
 def test_static_cache(llava: Any) -> None:
     model = llava()
     cache = StaticCache(config=model.config.text_config, max_cache_len=64)
     refuses(model, "expected a DynamicCache, got StaticCache", **batch([prompt(1)]), past_key_values=cache)
 
 
+@pytest.mark.feature("static cache", "refused")
 def test_static_cache_of_generate(llava: Any) -> None:
     with vitcop.prune(llava(), METHOD), pytest.raises(NotImplementedError, match="expected a DynamicCache"):
         llava().generate(**batch([prompt(1)]), max_new_tokens=2, cache_implementation="static")
@@ -137,6 +141,7 @@ def test_features_encoded_before_pruning_was_switched_on(llava: Any) -> None:
     refuses(model, "mm_encoder_outputs", input_ids=torch.tensor([ids]), mm_encoder_outputs={"image": encoded})
 
 
+@pytest.mark.feature("gradient checkpointing", "refused", "transformers before 5")
 def test_gradient_checkpointing_where_hooks_would_run_twice() -> None:
     if not OLD:
         pytest.skip("transformers 5 checkpoints without the hooks")

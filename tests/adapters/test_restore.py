@@ -12,6 +12,8 @@ import vitcop
 from vitcop import ViTCoP
 from vitcop.methods import Context
 
+pytestmark = pytest.mark.family("llava")
+
 
 def snapshot(model: Any) -> dict[str, Any]:
     """Every module's own attributes, containers by their content, and its hooks by identity and order."""
@@ -109,6 +111,7 @@ def test_a_failed_attach_leaves_nothing(used: Any) -> None:
         pass
 
 
+@pytest.mark.feature("memory")
 def test_nothing_keeps_pruned_activations(used: Any) -> None:
     with vitcop.prune(used, ViTCoP(retention=0.3)), torch.no_grad():
         used(**batch([prompt(1)]))
