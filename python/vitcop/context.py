@@ -3,12 +3,14 @@
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 import vitcop_kernels as ops
 
+from .ahead import Ahead
 from .layout import Group
 
 
@@ -37,11 +39,11 @@ class Sources:
 class StageContext:
     """Implements `methods.Context` for one group of samples at one stage."""
 
-    def __init__(self, visible: Visible, budget: int, sources: Sources) -> None:
+    def __init__(self, visible: Visible, budget: int, sources: Sources, ahead: Ahead | None = None) -> None:
         group = visible.group
         self.total, self.count, self.budget = group.total, visible.slots.shape[1], budget
         self.num_segments, self.max_segment, self.ordered = group.num_segments, group.max_segment, group.ordered
-        self._visible, self._sources = visible, sources
+        self._visible, self._sources, self._ahead = visible, sources, ahead
 
     @functools.cached_property
     def saliency(self) -> Tensor:
@@ -72,6 +74,10 @@ class StageContext:
 
     def attention(self, source: str = "layer") -> Tensor:
         return self._gather(self._sources.attention(source))
+
+    @property
+    def ahead(self) -> Any:
+        return None if self._ahead is None else self._ahead.result(self.total)
 
     @functools.cached_property
     def _flat(self) -> Tensor:

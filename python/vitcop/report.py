@@ -57,11 +57,17 @@ class StageReport:
     rows: dict[int, list[int]] = field(default_factory=dict, repr=False)  # samples of each plan
     previous: "StageReport | None" = field(default=None, repr=False)
     stopwatch: Stopwatch | None = field(default=None, repr=False)
+    stopwatch_ahead: Stopwatch | None = field(default=None, repr=False)
 
     @property
     def seconds(self) -> float:
-        """Time that choosing took."""
-        return 0.0 if self.stopwatch is None else self.stopwatch.seconds
+        """Time that choosing took, also where it ran beside decoder layers."""
+        return self.seconds_ahead + (0.0 if self.stopwatch is None else self.stopwatch.seconds)
+
+    @property
+    def seconds_ahead(self) -> float:
+        """The part of `seconds` that ran on a side stream, beside the decoder layers before the stage; 0 on a CPU."""
+        return 0.0 if self.stopwatch_ahead is None else self.stopwatch_ahead.seconds
 
     def segments(self, sample: int = 0) -> list[list[int]]:
         """For each output token of a sample: the unpruned visual tokens that it is made of."""

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from . import caches, decoder_keys
 from .adapters.base import Adapter, VisualTokens
+from .ahead import Ahead, VisionContext, lane_for
 from .caches import CacheState
 from .compaction import Compaction, compact
 from .context import Sources, StageContext, Visible
@@ -52,6 +53,8 @@ class Run:
         self.slots: list[int] = []  # n at each layer
         self._mask: tuple[Any, Tensor | None, Tensor | None] | None = None
         self._previous: tuple[Tensor, tuple[Tensor, Tensor]] | None = None  # input of the layer before a stage
+        self.lane = lane_for(self.device)
+        self._ahead: Ahead | None = None  # of the stage to come
 
     def _read_padding(self, mask: Tensor | None, prompt: Prompt | None) -> tuple[Tensor | None, list[int]]:
         full = [self.queries] * self.batch
@@ -80,6 +83,8 @@ class Run:
             self.cache = kwargs.get("past_key_values")
         if self.embeddings is None:
             self.embeddings = kwargs["position_embeddings"]
+        if index == 0:
+            self._start_ahead(0)
         for number, stage in enumerate(self.program.stages):
             if stage.layer == index and self.visible:
                 hidden = self._prune(number, stage, layer, hidden, report)
@@ -117,6 +122,9 @@ class Run:
     # -- one stage ---------------------------------------------------------------------------------------------------
 
     def _prune(self, number: int, stage: Stage, layer: nn.Module, hidden: Tensor, report: Report) -> Tensor:
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None:
+            ahead.join()
         watch = Stopwatch(self.device)
         watch.start()
         with torch.no_grad():
@@ -126,15 +134,38 @@ class Run:
                 total, count = visible.group.total, visible.slots.shape[1]
                 budget = self.program.counts(total)[number]
                 if budget < count:
-                    plans[total] = stage.select(StageContext(visible, budget, sources))
+                    plans[total] = stage.select(StageContext(visible, budget, sources, ahead))
             compaction = self._compact(plans, hidden.shape[1]) if plans else None
         watch.stop()
-        report.stages.append(self._report(stage, plans, watch, report))
-        if compaction is None:
-            return hidden
-        hidden = compaction.hidden(hidden)
-        self._apply(compaction, plans, hidden, first=stage.layer == 0, last=number + 1 == len(self.program.stages))
+        report.stages.append(self._report(stage, plans, watch, report, ahead))
+        if compaction is not None:
+            hidden = compaction.hidden(hidden)
+            self._apply(compaction, plans, hidden, first=stage.layer == 0, last=number + 1 == len(self.program.stages))
+        self._start_ahead(number + 1)
         return hidden
+
+    def _start_ahead(self, number: int) -> None:
+        """Stage `number` is the next: start what it can do before the decoder comes to it."""
+        stage = self.program.stages[number] if number < len(self.program.stages) else None
+        if stage is None or stage.ahead is None:
+            return
+        work = stage.ahead
+        sources = self._sources(stage.layer, self.adapter.decoder.layers[stage.layer], torch.empty(0))
+        contexts = {}
+        for visible in self.visible:
+            total = visible.group.total
+            budget = self.program.counts(total)[number]
+            if budget < visible.slots.shape[1]:
+                contexts[total] = VisionContext(StageContext(visible, budget, sources))
+        if contexts:
+            watch = Stopwatch(self.device) if self.lane is not None else None
+            self._ahead = Ahead(lambda: {total: work(ctx) for total, ctx in contexts.items()}, self.lane, watch)
+
+    def abandon(self) -> None:
+        """Join what still runs on the side, for a forward that ends here; calling it again does nothing."""
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None:
+            ahead.join()
 
     def _sources(self, index: int, layer: nn.Module, hidden: Tensor) -> Sources:
         def on_device(name: str) -> Tensor:
@@ -246,7 +277,9 @@ class Run:
 
     # -- afterwards --------------------------------------------------------------------------------------------------
 
-    def _report(self, stage: Stage, plans: dict[int, Plan], watch: Stopwatch, report: Report) -> StageReport:
+    def _report(
+        self, stage: Stage, plans: dict[int, Plan], watch: Stopwatch, report: Report, ahead: Ahead | None
+    ) -> StageReport:
         tokens_in, tokens_out = [0] * self.batch, [0] * self.batch
         kept, merged, labels = [], [], []
         for visible in self.visible:
@@ -268,6 +301,7 @@ class Run:
             rows={visible.group.total: visible.group.samples for visible in self.visible},
             previous=report.stages[-1] if report.stages else None,
             stopwatch=watch,
+            stopwatch_ahead=None if ahead is None else ahead.watch,
         )  # fmt: skip
 
     def _join(self, parts: list[tuple[Tensor | None, Tensor]], width: int, padding: int | bool) -> Tensor:

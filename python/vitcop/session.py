@@ -96,8 +96,14 @@ class Handle:
 
             add(layer.register_forward_pre_hook(before_layer, with_kwargs=True))
 
+    def _end_run(self) -> None:
+        if self._run is not None:
+            self._run.abandon()
+        self._run = None
+
     def _forget(self) -> None:
-        self._run = self._prompt = None
+        self._end_run()
+        self._prompt = None
         self._arguments = {}
         self._tokens.clear()
 
@@ -137,7 +143,7 @@ class Handle:
     def _before_decoder(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         from .run import Run
 
-        self._run = None
+        self._end_run()
         cache, embeds = kwargs.get("past_key_values"), kwargs.get("inputs_embeds")
         state = caches.state_of(cache)
         if embeds is None or (state is None and not self._tokens):

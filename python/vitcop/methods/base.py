@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -47,6 +47,10 @@ class Context(Protocol):
     def attention(self, source: str = "layer") -> Tensor:
         """[G, V] attention that the prompt's last token pays each token, summed over heads; larger is more salient."""
 
+    @property
+    def ahead(self) -> Any:
+        """What the stage's `ahead` gave for these samples; None where it has none."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -77,9 +81,17 @@ class Plan:
 
 @dataclass(frozen=True)
 class Stage:
+    """One choice of tokens.
+
+    `ahead`, where given, is work that `select` finds as `ctx.ahead`. It may read the counts, saliency, features,
+    positions and segments of the tokens that the stage before has left, and nothing of the decoder: on a GPU it starts
+    as soon as that stage has chosen, on a side stream, while the decoder runs the layers in between.
+    """
+
     name: str
     layer: int  # the input of this decoder layer is pruned; 0: before the decoder
     select: Callable[[Context], Plan]
+    ahead: Callable[[Context], Any] | None = None
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """ViTCoP (Algorithm 1): CLS attention first, clusters and key norms at a shallow layer, key norms at a deep one."""
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -151,9 +152,12 @@ class ViTCoP(Method):
             )
         positions: Any = self.option("positions")
         checked: Positions = positions
+        # Clusters of the vision tower's keys wait for no decoder layer.
+        early = self.saliency != "key_norm_only" and self.option("features") == "clip_key"
+        clusters = functools.partial(self._clusters, num_layers=num_layers)
         stages = [
             Stage("stage1", 0, self._stage1),
-            Stage("stage2", shallow, functools.partial(self._stage2, num_layers=num_layers)),
+            Stage("stage2", shallow, functools.partial(self._stage2, clusters), ahead=clusters if early else None),
             Stage("stage3", deep, self._stage3),
         ]
         return Program(stages, functools.partial(self.counts, num_layers), checked, notes)
@@ -165,15 +169,18 @@ class ViTCoP(Method):
         """Visual saliency: the tokens that [CLS] attends to most."""
         return Plan(ops.select_tokens(ctx.saliency, ctx.budget, largest=True))
 
-    def _stage2(self, ctx: Context, num_layers: int) -> Plan:
+    def _clusters(self, ctx: Context, num_layers: int) -> tuple[Tensor, int, Tensor | None]:
+        alpha = self.center_ratio
+        if alpha is None:
+            alpha = budget.default_center_ratio(self.schedule(num_layers, ctx.total).retention)
+        return self.cluster(ctx, alpha)
+
+    def _stage2(self, clusters: Callable[[Context], tuple[Tensor, int, Tensor | None]], ctx: Context) -> Plan:
         """Collaborative pruning: of each cluster the most salient tokens, and the mean of the rest."""
         scores = self._scores(ctx)
         if self.saliency == "key_norm_only":
             return Plan(ops.select_tokens(scores, ctx.budget))
-        alpha = self.center_ratio
-        if alpha is None:
-            alpha = budget.default_center_ratio(self.schedule(num_layers, ctx.total).retention)
-        labels, num_clusters, centers = self.cluster(ctx, alpha)
+        labels, num_clusters, centers = clusters(ctx) if ctx.ahead is None else ctx.ahead
         quota = self.option("quota")
         perm, offsets, anchors, merged = ops.plan_tokens(labels, scores, num_clusters, ctx.budget, quota=quota)
         return Plan(anchors, perm, offsets, merged, labels, self.option("merge"), centers)

@@ -1,0 +1,112 @@
+"""Work of a stage that waits for no decoder layer: on a GPU it runs on a side stream, beside the layers in between.
+
+A stage declares it as `Stage(..., ahead=work)`. It may look at the vision side and at what the stage before has chosen;
+the Run starts it as soon as that choice is queued, and joins it before the stage. Fork and join are events, so a CUDA
+graph captures them as a branch. On a CPU nothing can overlap, and the work is done when the stage asks for it.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from .report import Stopwatch
+
+COUNTS = ("total", "count", "budget", "num_segments", "max_segment", "ordered")
+READABLE = frozenset({*COUNTS, "saliency", "features", "positions", "segment"})
+
+
+class VisionContext:
+    """What of a `methods.Context` is there before the decoder has come to the stage."""
+
+    def __init__(self, context: Any) -> None:
+        self._context = context
+
+    def __getattr__(self, name: str) -> Any:
+        if name in READABLE:
+            return getattr(self._context, name)
+        raise AttributeError(f"ahead: expected one of {', '.join(sorted(READABLE))}, got {name!r}")
+
+
+class Lane(Protocol):
+    """Where work runs beside the caller."""
+
+    def fork(self, work: Callable[[], Any]) -> Any:
+        """Start `work` after everything the caller has queued. Should it raise, it is joined first."""
+
+    def join(self, result: Any) -> None:
+        """Whatever the caller queues from here on comes after the work; `result` (None: dropped) is the caller's."""
+
+
+class SideStream:
+    """A CUDA stream beside the current one."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device, self._stream = device, _stream(device)
+        self._done: torch.cuda.Event | None = None
+
+    def fork(self, work: Callable[[], Any]) -> Any:
+        self._stream.wait_stream(torch.cuda.current_stream(self._device))
+        try:
+            with torch.cuda.stream(self._stream):
+                result = work()
+        except BaseException:
+            self._done = self._stream.record_event()
+            self.join(None)
+            raise
+        self._done = self._stream.record_event()
+        return result
+
+    def join(self, result: Any) -> None:
+        if self._done is None:
+            return
+        here = torch.cuda.current_stream(self._device)
+        here.wait_event(self._done)
+        self._done = None
+        # Allocated over there, used and given back over here.
+        pytree.tree_map_only(Tensor, lambda tensor: tensor.record_stream(here), result)
+
+
+@functools.cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
+
+
+def lane_for(device: torch.device) -> Lane | None:
+    """None: the device does one thing after the other."""
+    return SideStream(device) if device.type == "cuda" else None
+
+
+class Ahead:
+    """The work of one stage, by visual tokens of the samples. `seconds` of `watch` are those it took over there."""
+
+    def __init__(self, work: Callable[[], dict[int, Any]], lane: Lane | None, watch: Stopwatch | None) -> None:
+        self._work, self._lane, self._result = work, lane, None
+        self.watch = watch if lane is not None else None
+        self._joined = lane is None
+        if lane is not None:
+            self._result = lane.fork(self._timed)
+
+    def _timed(self) -> dict[int, Any]:
+        with torch.no_grad():
+            if self.watch is None:
+                return self._work()
+            self.watch.start()
+            result = self._work()
+            self.watch.stop()
+            return result
+
+    def join(self) -> None:
+        """Also what must be called where the result is not wanted any more: it makes memory safe to reuse."""
+        if not self._joined and self._lane is not None:
+            self._joined = True
+            self._lane.join(self._result)
+
+    def result(self, total: int) -> Any:
+        """What the work gave for samples of `total` visual tokens; `join` has been called."""
+        if self._result is None:
+            self._result = self._timed()
+        return self._result[total]
