@@ -1,9 +1,9 @@
 """What a stage sees of a running model."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -12,6 +12,9 @@ import vitcop_kernels as ops
 
 from .ahead import Ahead
 from .layout import Group
+
+if TYPE_CHECKING:
+    from .adapters.base import Adapter, VisualTokens
 
 
 @dataclass
@@ -25,15 +28,66 @@ class Visible:
 
 @dataclass
 class Sources:
-    """Tensors of one prefill that stages ask for, each computed once. T: visual tokens of all images."""
+    """Tensors of one stage that methods ask for, each computed once."""
 
-    saliency: Callable[[], Tensor]  # [T]
-    features: Callable[[], Tensor]  # [T, D]
-    positions: Callable[[], Tensor]  # [T, 2]
+    vision: "Vision"
     hidden: Tensor  # [B, n, C]
     key_norms: Callable[[Tensor, Callable[[Tensor], Tensor], str, str], Tensor]
     attention: Callable[[str], Tensor]  # [B, n]
     cached_keys: Callable[[], Tensor | None]  # [B, H, n, d] of the layer before
+    prompt: "PromptText"
+    text_attention: Callable[[Tensor, str], Tensor]  # [B, W] bool -> [B, n]
+
+
+class Vision:
+    """What runs of the vision tower left, joined when asked for. T: visual tokens of all images."""
+
+    def __init__(self, adapter: "Adapter", tokens: "Sequence[VisualTokens]", device: torch.device) -> None:
+        self._adapter, self._tokens, self._device = adapter, tokens, device
+        self._known: dict[str, Tensor | None] = {}
+
+    def get(self, name: str) -> Tensor:
+        """saliency [T], features [T, D], positions [T, 2], or states [T, D]."""
+        tensor = self.get_optional(name)
+        assert tensor is not None
+        return tensor
+
+    def get_optional(self, name: str) -> Tensor | None:
+        """The same and cls_states [images, D], which may be None."""
+        if name not in self._known:
+            parts = [self._offered(tokens, name)() for tokens in self._tokens]
+            missing = any(part is None for part in parts)
+            self._known[name] = None if missing else torch.cat(parts).to(self._device)
+        return self._known[name]
+
+    @property
+    def count(self) -> int:
+        """T"""
+        return sum(sum(tokens.image_tokens) for tokens in self._tokens)
+
+    @property
+    def num_heads(self) -> int:
+        return int(self._offered(self._tokens[0], "num_heads"))
+
+    def project(self, states: Tensor) -> Tensor:
+        return self._adapter.project(states)
+
+    def _offered(self, tokens: "VisualTokens", name: str) -> Any:
+        if not hasattr(tokens, name):
+            raise NotImplementedError(
+                f"method: expected one that needs no hidden states of the vision tower, which "
+                f"{type(self._adapter).__name__} does not offer"
+            )
+        return getattr(tokens, name)
+
+
+@dataclass
+class PromptText:
+    """The prompts before any pruning: q slots, of which the last W hold all text after the last visual token."""
+
+    embeddings: Tensor  # [B, q, C]
+    valid: Tensor | None  # [B, q] bool, None: no padding
+    tail: int  # W
 
 
 class StageContext:
@@ -47,15 +101,15 @@ class StageContext:
 
     @functools.cached_property
     def saliency(self) -> Tensor:
-        return self._sources.saliency()[self._flat]
+        return self._sources.vision.get("saliency")[self._flat]
 
     @functools.cached_property
     def features(self) -> Tensor:
-        return self._sources.features()[self._flat]
+        return self._sources.vision.get("features")[self._flat]
 
     @functools.cached_property
     def positions(self) -> Tensor:
-        return self._sources.positions()[self._flat]
+        return self._sources.vision.get("positions")[self._flat]
 
     @functools.cached_property
     def segment(self) -> Tensor:
@@ -78,6 +132,65 @@ class StageContext:
     @property
     def ahead(self) -> Any:
         return None if self._ahead is None else self._ahead.result(self.total)
+
+    @functools.cached_property
+    def embeddings(self) -> Tensor:
+        return self._rows(self._sources.prompt.embeddings)[self._each, self._visible.group.slots]
+
+    @functools.cached_property
+    def text_embeddings(self) -> Tensor:
+        prompt = self._sources.prompt
+        return self._rows(prompt.embeddings[:, -prompt.tail :])
+
+    @functools.cached_property
+    def text_valid(self) -> Tensor:
+        prompt, slots = self._sources.prompt, self._visible.group.slots
+        queries = prompt.embeddings.shape[1]
+        after = torch.arange(queries - prompt.tail, queries, device=slots.device) > slots[:, -1:]
+        return after if prompt.valid is None else after & self._rows(prompt.valid[:, -prompt.tail :])
+
+    def text_attention(self, raters: Tensor, source: str = "layer") -> Tensor:
+        rows = self._visible.group.rows
+        if rows is not None:  # the others have no raters
+            everyone = raters.new_zeros((self._sources.hidden.shape[0], raters.shape[1]))
+            raters = everyone.index_copy(0, rows, raters)
+        return self._gather(self._sources.text_attention(raters, source))
+
+    @functools.cached_property
+    def tower_states(self) -> Tensor:
+        return self._sources.vision.get("states")[self._flat]
+
+    @functools.cached_property
+    def cls_states(self) -> Tensor | None:
+        states, group = self._sources.vision.get_optional("cls_states"), self._visible.group
+        if states is None:
+            return None
+        images, rest = divmod(group.total, group.max_segment)
+        if rest or images != group.num_segments or group.max_segment * len(states) != self._sources.vision.count:
+            raise NotImplementedError(
+                f"images: expected all of a sample to have as many visual tokens, to know their [CLS] tokens, got "
+                f"{group.total} in up to {group.num_segments} images of up to {group.max_segment}"
+            )
+        first = group.flat[:, :: group.max_segment] // group.max_segment  # [G, num_segments]
+        return states[first]
+
+    @property
+    def feature_heads(self) -> int:
+        return self._sources.vision.num_heads
+
+    def project(self, states: Tensor) -> Tensor:
+        return self._sources.vision.project(states)
+
+    @property
+    def _each(self) -> Tensor:
+        """[G, 1] the samples of the group, within the group."""
+        slots = self._visible.slots
+        return torch.arange(slots.shape[0], device=slots.device)[:, None]
+
+    def _rows(self, x: Tensor) -> Tensor:
+        """[B, ...] -> [G, ...]"""
+        rows = self._visible.group.rows
+        return x if rows is None else x[rows]
 
     @functools.cached_property
     def _flat(self) -> Tensor:

@@ -1,6 +1,7 @@
 """Keys of a decoder layer and the attention of its last token, from hidden states, without running the layer."""
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -48,26 +49,60 @@ def last_token_attention(
     Returns:
         [B, n] float32; each head's softmax is over all p + n keys that the token may see.
     """
-    attention, norm = _parts(layer)
-    batch, length = hidden.shape[:2]
-    normed = norm(hidden)
-    keys = _project(attention, normed, "k")  # [B, Hkv, n, d]
-    query = _project(attention, normed[:, -1:] if last is None else _at(normed, last), "q")
-    cos, sin = (t.expand(batch, -1, -1) for t in embeddings)
-    rotate: Any = sys.modules[type(attention).__module__].apply_rotary_pos_emb  # each family has its own
-    keys = rotate(keys, keys, cos, sin)[1]
-    cos, sin = (t[:, -1:] if last is None else _at(t, last) for t in (cos, sin))
-    query = rotate(query, query, cos, sin)[0]
-    if past_keys is not None:
-        keys = torch.cat([past_keys.to(keys), keys], dim=2)
+
+    def rows(x: Tensor) -> Tensor:
+        return x[:, -1:] if last is None else _at(x, last)
+
     mask = keys_valid
     if last is not None:  # what comes after the last token is padding, or not to be seen
-        past = keys.shape[2] - length
-        mask = torch.arange(-past, length, device=hidden.device) <= last[:, None]
+        past = 0 if past_keys is None else past_keys.shape[2]
+        mask = torch.arange(-past, hidden.shape[1], device=hidden.device) <= last[:, None]
         mask = mask if keys_valid is None else mask & keys_valid
-    mask = None if mask is None else mask[:, None]
+    return _received(layer, hidden, rows, embeddings, past_keys, None if mask is None else mask[:, None])
+
+
+def tail_attention(
+    layer: nn.Module,
+    hidden: Tensor,
+    chosen: Tensor,
+    embeddings: tuple[Tensor, Tensor],
+    past_keys: Tensor | None,
+    keys_valid: Tensor | None,
+) -> Tensor:
+    """Attention that the chosen ones of the last W tokens would pay in a layer, summed over heads and over them.
+
+    Args:
+        chosen: [B, W] bool. Everything else is as for `last_token_attention`.
+    """
+    window, past = chosen.shape[1], 0 if past_keys is None else past_keys.shape[2]
+    column = torch.arange(-past, hidden.shape[1], device=hidden.device)
+    mask = chosen[:, :, None] & (column <= column[-window:, None])  # [B, W, p + n]
+    if keys_valid is not None:
+        mask = mask & keys_valid[:, None]
+    return _received(layer, hidden, lambda x: x[:, -window:], embeddings, past_keys, mask)
+
+
+def _received(
+    layer: nn.Module,
+    hidden: Tensor,
+    rows: Callable[[Tensor], Tensor],
+    embeddings: tuple[Tensor, Tensor],
+    past_keys: Tensor | None,
+    mask: Tensor | None,
+) -> Tensor:
+    """[B, n] attention that `rows` of the sequence, [B, n, C] -> [B, M, C], pay under `mask [B, M, p + n]`."""
+    attention, norm = _parts(layer)
+    normed = norm(hidden)
+    keys = _project(attention, normed, "k")  # [B, Hkv, n, d]
+    query = _project(attention, rows(normed), "q")
+    cos, sin = (t.expand(hidden.shape[0], -1, -1) for t in embeddings)
+    rotate: Any = sys.modules[type(attention).__module__].apply_rotary_pos_emb  # each family has its own
+    keys = rotate(keys, keys, cos, sin)[1]
+    query = rotate(query, query, rows(cos), rows(sin))[0]
+    if past_keys is not None:
+        keys = torch.cat([past_keys.to(keys), keys], dim=2)
     received = ops.attention_saliency(query, keys.to(query.dtype), scale=attention.scaling, mask=mask)
-    return received[:, keys.shape[2] - length :]
+    return received[:, keys.shape[2] - hidden.shape[1] :]
 
 
 def _parts(layer: nn.Module) -> tuple[Any, Any]:

@@ -38,6 +38,11 @@ class Prompt:
         return int(self.visual.any(0).nonzero().max())
 
     @property
+    def tail(self) -> int:
+        """Slots after the last visual token, of the sample where they are the most."""
+        return int(self.visual[self.visual.any(1)].flip(1).to(torch.uint8).argmax(1).max())
+
+    @property
     def padded(self) -> bool:
         return any(n < self.valid.shape[1] for n in self.lengths)
 

@@ -7,12 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+import vitcop_kernels as ops
+
 from . import caches, decoder_keys
 from .adapters.base import Adapter, VisualTokens
 from .ahead import Ahead, VisionContext, lane_for
 from .caches import CacheState
 from .compaction import Compaction, compact
-from .context import Sources, StageContext, Visible
+from .context import PromptText, Sources, StageContext, Visible, Vision
 from .layout import Group, Prompt
 from .masks import causal_mask, mask_kind
 from .methods.base import Plan, Program, Stage
@@ -31,6 +33,7 @@ class Run:
     ) -> None:  # fmt: skip
         self.adapter, self.program = adapter, program
         self.batch, self.queries = embeds.shape[:2]
+        self.embeds = embeds.detach()
         self.device = embeds.device
         self.kind = mask_kind(adapter.decoder.config._attn_implementation)
         self.before = caches.state_of(cache)
@@ -38,12 +41,14 @@ class Run:
         history = [caches.layer_length(cache, layer) for layer in range(adapter.shape.num_layers)]
         self.history = history  # columns of each layer before this forward
         self.valid, self.lengths = self._read_padding(padding_mask, prompt)
+        self.prompt_valid = self.valid
         self.history_mask = self._read_history(padding_mask)
         self.shift = caches.align_batch(self.before.shift, self.batch) if self.before else None  # [B, 1]
         if position_ids is None:
             position_ids = torch.arange(self.seen, self.seen + self.queries, device=self.device)[None]
         self.position_ids = position_ids if self.shift is None else position_ids - self.shift
         self.prompt, self.groups, self.tokens = prompt, list(groups), tokens
+        self.tail = prompt.tail if prompt is not None and groups else 0  # slots that may hold text after the images
         place = [torch.arange(group.total, device=self.device).expand_as(group.slots) for group in groups]
         self.visible = [Visible(group, group.slots, origin) for group, origin in zip(groups, place, strict=True)]
         self.source: Tensor | None = None  # [B, n] slot of the prompt that each slot came from; None: itself
@@ -139,10 +144,22 @@ class Run:
         watch.stop()
         report.stages.append(self._report(stage, plans, watch, report, ahead))
         if compaction is not None:
+            sources.hidden, before = hidden, self.visible.copy()  # from here on gradients flow
             hidden = compaction.hidden(hidden)
             self._apply(compaction, plans, hidden, first=stage.layer == 0, last=number + 1 == len(self.program.stages))
+            for old, new in zip(before, self.visible, strict=True):
+                plan = plans.get(old.group.total)
+                if plan is not None and plan.selection() is not plan:
+                    hidden = self._put(hidden, new, _content(plan, StageContext(old, new.slots.shape[1], sources)))
         self._start_ahead(number + 1)
         return hidden
+
+    def _put(self, hidden: Tensor, visible: Visible, content: Tensor) -> Tensor:
+        """`hidden [B, n, C]` with these visual tokens `[G, V, C]`."""
+        rows = visible.group.rows
+        if rows is None:
+            rows = torch.arange(self.batch, device=hidden.device)
+        return hidden.index_put((rows[:, None], visible.slots), content.to(hidden))
 
     def _start_ahead(self, number: int) -> None:
         """Stage `number` is the next: start what it can do before the decoder comes to it."""
@@ -168,9 +185,6 @@ class Run:
             ahead.join()
 
     def _sources(self, index: int, layer: nn.Module, hidden: Tensor) -> Sources:
-        def on_device(name: str) -> Tensor:
-            return torch.cat([getattr(t, name)() for t in self.tokens]).to(self.device)
-
         def key_norms(visual: Tensor, gather: Any, heads: str, source: str) -> Tensor:
             if source == "layer":
                 return decoder_keys.key_norms(layer, visual, heads)
@@ -183,6 +197,12 @@ class Run:
                 return self._attention(index, layer, hidden, self.embeddings)
             return self._attention(index - 1, self._layer_before(index), *self._input_before(index))
 
+        def text_attention(raters: Tensor, source: str) -> Tensor:
+            assert self.embeddings is not None
+            if source == "layer":
+                return self._text_attention(raters, index, layer, hidden, self.embeddings)
+            return self._text_attention(raters, index - 1, self._layer_before(index), *self._input_before(index))
+
         @functools.cache
         def cached_keys() -> Tensor | None:
             if index == 0:
@@ -190,13 +210,33 @@ class Run:
             keys = caches.layer_keys(self.cache, index - 1)
             return None if keys is None or keys.device != self.device else keys[:, :, self.history[index - 1] :]
 
-        def once(name: str) -> Any:
-            return functools.cache(functools.partial(on_device, name))
-
-        return Sources(once("saliency"), once("features"), once("positions"), hidden, key_norms, attention, cached_keys)
+        text = PromptText(self.embeds, self.prompt_valid, self.tail)
+        vision = Vision(self.adapter, self.tokens, self.device)
+        return Sources(vision, hidden, key_norms, attention, cached_keys, text, text_attention)
 
     def _attention(self, index: int, layer: nn.Module, hidden: Tensor, embeddings: tuple[Tensor, Tensor]) -> Tensor:
         """[B, n] attention that each sample's last token pays in a layer, earlier turns taking their share."""
+        last = None
+        if self.valid is not None:
+            place = torch.arange(self.valid.shape[1], device=self.device)
+            last = torch.where(self.valid, place, -1).amax(1)
+        past = self._keys_seen(index, hidden.shape[1])
+        return decoder_keys.last_token_attention(layer, hidden, last, embeddings, *past)
+
+    def _text_attention(
+        self, raters: Tensor, index: int, layer: nn.Module, hidden: Tensor, embeddings: tuple[Tensor, Tensor]
+    ) -> Tensor:
+        """[B, n] attention that raters `[B, W]` among the prompt's last W slots pay in a layer."""
+        if self.source is not None:  # padding is in front now, so that they still are among the last
+            place = self.source[:, -raters.shape[1] :] - (self.queries - raters.shape[1])
+            raters = raters.gather(1, place.clamp(min=0)) & (place >= 0)
+        if self.valid is not None:
+            raters = raters & self.valid[:, -raters.shape[1] :]
+        past = self._keys_seen(index, hidden.shape[1])
+        return decoder_keys.tail_attention(layer, hidden, raters, embeddings, *past)
+
+    def _keys_seen(self, index: int, width: int) -> tuple[Tensor | None, Tensor | None]:
+        """Keys of earlier turns in a layer, and the key mask [B, p + n]."""
         length, past = self.history[index], None
         if length:
             past = caches.layer_keys(self.cache, index)
@@ -205,12 +245,8 @@ class Run:
                     "past_key_values: expected a DynamicCache on one device, to rank by attention"
                 )
             past = past[:, :, :length]
-        last = None
-        if self.valid is not None:
-            place = torch.arange(self.valid.shape[1], device=self.device)
-            last = torch.where(self.valid, place, -1).amax(1)
-        keys = caches.grown_mask(self._mask_before(index), length, self.valid, self.batch, hidden.shape[1], self.device)
-        return decoder_keys.last_token_attention(layer, hidden, last, embeddings, past, keys)
+        mask = self._mask_before(index)
+        return past, caches.grown_mask(mask, length, self.valid, self.batch, width, self.device)
 
     def _layer_before(self, index: int) -> nn.Module:
         if index == 0:
@@ -228,7 +264,7 @@ class Run:
         for visible in self.visible:
             plan = plans.get(visible.group.total)
             if plan is not None:
-                parts.append((visible.group.rows, visible.slots, plan))
+                parts.append((visible.group.rows, visible.slots, plan.selection()))
                 for sample in visible.group.samples:
                     dropped[sample] = visible.slots.shape[1] - plan.anchors.shape[1]
         return compact(parts, self.lengths, dropped, self.valid, width, self.device)
@@ -239,7 +275,7 @@ class Run:
         ids = self.position_ids.expand(self.batch, -1)
         place = torch.arange(width, device=self.device).expand(self.batch, -1)
         recompute = False
-        if first and self.program.positions != "original":
+        if self.program.positions == "renumber" or (first and self.program.positions != "original"):
             # Contiguous: an id counts the tokens before it that are still there.
             alive = compaction.column < compaction.index.shape[1]
             gone = ~alive if self.valid is None else ~alive & self.valid
@@ -271,7 +307,7 @@ class Run:
             if plan is None:
                 self.visible[number] = Visible(visible.group, column.gather(1, visible.slots), visible.origin)
             else:
-                slots = column.gather(1, visible.slots.gather(1, plan.anchors))
+                slots = column.gather(1, visible.slots.gather(1, plan.slots))
                 self.visible[number] = Visible(visible.group, slots, visible.origin.gather(1, plan.anchors))
         self.dirty = True
 
@@ -334,3 +370,13 @@ class Run:
         column = 2 * self.batch * shape.num_key_heads * shape.head_dim * itemsize
         columns = sum(a + b for a, b in zip(self.history, self.slots, strict=True))
         return column * columns, column * shape.num_layers * (self.seen + self.queries)
+
+
+def _content(plan: Plan, ctx: StageContext) -> Tensor:
+    """[G, S, C] what a plan puts into its slots."""
+    if plan.hidden is not None:
+        return plan.hidden(ctx)
+    assert plan.perm is not None and plan.offsets is not None
+    return ops.segment_mean(
+        ctx.hidden, plan.perm, plan.offsets, anchors=plan.anchors, merged=plan.merged, merge=plan.merge
+    )

@@ -45,6 +45,18 @@ class VisualTokens(Protocol):
         """[T, 2] (row, col)/grid within the segment, in [0, 1)."""
 
 
+class TowerTokens(VisualTokens, Protocol):
+    """What an adapter may offer besides, with `Adapter.project`, for methods that work before the projector."""
+
+    num_heads: int  # of features()
+
+    def states(self) -> Tensor:
+        """[T, D] what the projector gets for each token."""
+
+    def cls_states(self) -> Tensor | None:
+        """[images, D] the same of the [CLS] tokens; None for towers without."""
+
+
 class Adapter(ABC):
     """One model family in Hugging Face form.
 
@@ -84,6 +96,12 @@ class Adapter(ABC):
     def positions_for(self, hidden: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
         """cos and sin `[B, n, d]` for position ids `[B, n]`, by the decoder's own rotary embedding."""
         return self.decoder.rotary_emb(hidden, position_ids)
+
+    def project(self, states: Tensor) -> Tensor:
+        """[..., D] hidden states of the vision tower -> [..., C] input of the decoder."""
+        raise NotImplementedError(
+            f"method: expected one that needs no projector, which {type(self).__name__} does not offer"
+        )
 
     @abstractmethod
     def watch(self, tower_outputs: list[VisualTokens]) -> Iterable[RemovableHandle]:

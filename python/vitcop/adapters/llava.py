@@ -24,6 +24,7 @@ class ClipTokens:
     scale: float
     grid: tuple[int, int]
     kind: str = "image"
+    output: Tensor | None = None  # [n, 1+N, D] what the layer made of [CLS] and patches; None: not what is projected
 
     @property
     def image_tokens(self) -> Sequence[int]:
@@ -44,6 +45,19 @@ class ClipTokens:
     def positions(self) -> Tensor:
         return grid_positions(*self.grid, self.keys.device).repeat(self.keys.shape[0], 1)
 
+    def states(self) -> Tensor:
+        return self._output()[:, 1:].flatten(0, 1)
+
+    def cls_states(self) -> Tensor | None:
+        return self._output()[:, 0]
+
+    def _output(self) -> Tensor:
+        if self.output is None:
+            raise NotImplementedError(
+                "vision_feature_layer: expected one layer, for a method that works before the projector, got several"
+            )
+        return self.output
+
 
 class LlavaAdapter(Adapter):
     def __init__(self, owner: Any) -> None:
@@ -55,11 +69,16 @@ class LlavaAdapter(Adapter):
                 f"{self.config.vision_feature_select_strategy!r}"
             )
         layers = tower_layers(self.owner.vision_tower)
-        self.attention = feature_layer(layers, self.config.vision_feature_layer).self_attn
+        self.layer = feature_layer(layers, self.config.vision_feature_layer)
+        self.attention = self.layer.self_attn
         if not all(hasattr(self.attention, name) for name in ("q_proj", "k_proj", "num_heads", "scale")):
             raise NotImplementedError(f"vision_tower: expected CLIP, got attention of {type(self.attention).__name__}")
         side = vision.image_size // vision.patch_size
         self.grid = side, side
+
+    def project(self, states: Tensor) -> Tensor:
+        projected: Tensor = self.owner.multi_modal_projector(states)
+        return projected
 
     def watch(self, tower_outputs: list[VisualTokens]) -> Iterable[RemovableHandle]:
         seen: dict[str, Tensor] = {}
@@ -70,9 +89,15 @@ class LlavaAdapter(Adapter):
         def keep_keys(module: nn.Module, args: Any, output: Tensor) -> None:
             seen["keys"] = output.detach()
 
+        def keep_output(module: nn.Module, args: Any, output: Any) -> None:
+            seen["output"] = output[0] if isinstance(output, tuple) else output
+
         def after_tower(module: nn.Module, args: Any, output: Any) -> None:
             attention = self.attention
-            tokens = ClipTokens(seen.pop("query"), seen.pop("keys"), attention.num_heads, attention.scale, self.grid)
+            tokens = ClipTokens(
+                seen.pop("query"), seen.pop("keys"), attention.num_heads, attention.scale, self.grid,
+                output=seen.pop("output") if isinstance(self.config.vision_feature_layer, int) else None,
+            )  # fmt: skip
             if len(tokens.image_tokens) and tokens.image_tokens[0] != self.grid[0] * self.grid[1]:
                 rows, cols = self.grid
                 raise NotImplementedError(
@@ -84,4 +109,5 @@ class LlavaAdapter(Adapter):
 
         yield self.attention.q_proj.register_forward_hook(keep_query)
         yield self.attention.k_proj.register_forward_hook(keep_keys)
+        yield self.layer.register_forward_hook(keep_output)
         yield self.owner.vision_tower.register_forward_hook(after_tower)

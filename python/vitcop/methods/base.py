@@ -8,7 +8,8 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-Positions = Literal["compact", "original", "released"]
+# "renumber": as "compact", at every stage: what is left has contiguous ids, and decoding goes on from that length.
+Positions = Literal["compact", "original", "released", "renumber"]
 
 
 class Context(Protocol):
@@ -51,6 +52,43 @@ class Context(Protocol):
     def ahead(self) -> Any:
         """What the stage's `ahead` gave for these samples; None where it has none."""
 
+    @property
+    def embeddings(self) -> Tensor:
+        """[G, m, C] the decoder's input for the unpruned visual tokens."""
+
+    @property
+    def text_embeddings(self) -> Tensor:
+        """[G, W, C] the decoder's input for the text after the last visual token, and for other tokens before it."""
+
+    @property
+    def text_valid(self) -> Tensor:
+        """[G, W] bool: which of them are that text."""
+
+    def text_attention(self, raters: Tensor, source: str = "layer") -> Tensor:
+        """[G, V] attention that these of the W text tokens pay each token, summed over heads and raters.
+
+        Args:
+            raters: [G, W] bool, within `text_valid`. Each sees what comes before it, as the decoder does.
+        """
+
+    @property
+    def tower_states(self) -> Tensor:
+        """[G, V, D] what the projector makes the visual tokens of: hidden states of the vision tower.
+
+        Raises NotImplementedError where an adapter does not offer them, as `cls_states` and `project` do.
+        """
+
+    @property
+    def cls_states(self) -> Tensor | None:
+        """[G, num_segments, D] the same of the [CLS] tokens of a sample's images; None for towers without."""
+
+    @property
+    def feature_heads(self) -> int:
+        """Heads of `features`: D = heads * head width."""
+
+    def project(self, states: Tensor) -> Tensor:
+        """[..., D] hidden states of the vision tower -> [..., C] input of the decoder, by the model's projector."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -60,13 +98,27 @@ class Plan:
     `perm[offsets[s]:offsets[s+1]]`, as `vitcop_kernels.plan_tokens` says.
     """
 
-    anchors: Tensor  # [G, S] int64, ascending: the token whose place an output token takes
+    anchors: Tensor  # [G, S] int64, ascending unless there are `places`: the token whose place an output token takes
     perm: Tensor | None = None  # [G, V] int64
     offsets: Tensor | None = None  # [G, S+1] int64
     merged: Tensor | None = None  # [G, S] bool
     labels: Tensor | None = None  # [G, V] int64, for the report
     merge: str = "mean"  # or "anchor_plus_mean"
     centers: Tensor | None = None  # [G, K] int64, for the report: which of the V tokens are centres of clusters
+    # Outputs in another order than their tokens: [G, S] int64, ascending, which of the V slots they are put into.
+    # `anchors` then say which token an output is, or stands for. See `places_for`.
+    places: Tensor | None = None
+    # What the outputs are, `[G, S, C]`, where they are not (means of) the decoder's hidden states.
+    hidden: Callable[[Context], Tensor] | None = None
+
+    @property
+    def slots(self) -> Tensor:
+        """[G, S] int64, ascending: which of the V slots the outputs take."""
+        return self.anchors if self.places is None else self.places
+
+    def selection(self) -> "Plan":
+        """How the sequence is shortened: this plan, or where it puts tokens itself, the choice of their slots."""
+        return self if self.places is None and self.hidden is None else Plan(self.slots)
 
     def owner(self, count: int) -> Tensor:
         """[G, V] int64: the anchor whose segment a token is in, -1 where it is dropped."""
@@ -77,6 +129,14 @@ class Plan:
         segment = torch.searchsorted(self.offsets[:, 1:].contiguous(), place, right=True)  # [G, V] of perm's entries
         anchors = torch.nn.functional.pad(self.anchors, (0, 1), value=-1)  # past the last segment: dropped
         return owner.scatter_(1, self.perm, anchors.gather(1, segment))
+
+
+def places_for(wanted: Tensor, count: int) -> Tensor:
+    """[G, S] ascending slots of `count`, each as close to the slot it wants (`[G, S]`, ascending, repeats allowed, any
+    number) as the others let it: pushed to the right by repeats, and to the left by the end."""
+    order = torch.arange(wanted.shape[1], device=wanted.device)
+    spread = (wanted - order).clamp(min=0).cummax(1).values + order
+    return torch.minimum(spread, order + count - wanted.shape[1])
 
 
 @dataclass(frozen=True)
