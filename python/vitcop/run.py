@@ -56,6 +56,7 @@ class Run:
         self.dirty = self.before is not None  # layers no longer get what the decoder prepared for them
         self.key_masks: list[Tensor | None] = []
         self.slots: list[int] = []  # n at each layer
+        self.homes: list[tuple[Tensor | None, Tensor | None]] = []  # source and valid at each layer
         self._mask: tuple[Any, Tensor | None, Tensor | None] | None = None
         self._previous: tuple[Tensor, tuple[Tensor, Tensor]] | None = None  # input of the layer before a stage
         self.lane = lane_for(self.device)
@@ -96,6 +97,7 @@ class Run:
         followed = self.visible and any(stage.layer == index + 1 for stage in self.program.stages)
         self._previous = (hidden, self.embeddings) if followed else None
         self.slots.append(hidden.shape[1])
+        self.homes.append((self.source, self.valid))
         key_mask, mask = self._masks(index, hidden)
         self.key_masks.append(key_mask)
         if not self.dirty:
@@ -357,12 +359,20 @@ class Run:
                 pruned = self.seen + self.prompt.last_visual + 1
             dropped = (self.before.dropped if self.before else 0) + self.queries - self.slots[0]
             caches.attach_state(self.cache, CacheState(dropped, self.key_masks, self.shift, pruned))
-        if self.source is None:
-            return last_hidden_state
-        target = self.source if self.valid is None else self.source.masked_fill(~self.valid, self.queries)
-        target = target.to(last_hidden_state.device)[..., None].expand_as(last_hidden_state)
-        full = last_hidden_state.new_zeros(self.batch, self.queries + 1, last_hidden_state.shape[-1])
-        return full.scatter(1, target, last_hidden_state)[:, :-1]
+        return self._put_back(last_hidden_state, self.source, self.valid)
+
+    def hidden_states(self, states: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
+        """What the decoder collected, its input and each layer's output, at the length that was put in."""
+        homes = [self.homes[0], *self.homes]
+        return tuple(h if h is None else self._put_back(h, *home) for h, home in zip(states, homes, strict=True))
+
+    def _put_back(self, hidden: Tensor, source: Tensor | None, valid: Tensor | None) -> Tensor:
+        if source is None:
+            return hidden
+        target = source if valid is None else source.masked_fill(~valid, self.queries)
+        target = target.to(hidden.device)[..., None].expand_as(hidden)
+        full = hidden.new_zeros(self.batch, self.queries + 1, hidden.shape[-1])
+        return full.scatter(1, target, hidden)[:, :-1]
 
     def kv_bytes(self, itemsize: int) -> tuple[int, int]:
         """Of the KV cache after this forward: as it is, and as it would be without pruning."""

@@ -26,6 +26,9 @@ _PRUNED: "weakref.WeakSet[nn.Module]" = weakref.WeakSet()
 def prune(model: nn.Module, method: Method) -> Iterator[Report]:
     """Prune visual tokens in every forward of `model` within the block; the model is as before when it ends.
 
+    Outputs keep the prompt's coordinates: logits and every one of `hidden_states` are as long as the input, 0 where a
+    token is gone (of `hidden_states`, the first is the input of layer 0 after Stage I). `attentions` are as computed.
+
     Yields the report of the latest prefill with visual tokens. Raises as `attach` does.
     """
     handle = attach(model, method)
@@ -120,9 +123,10 @@ class Handle:
             raise NotImplementedError(f"attention_mask: expected a padding mask [batch, length], got {what}")
         visual, encoded = self.adapter.given(arguments)
         if ids is None:
-            if visual:
-                raise ValueError("input_ids: expected them beside images, to find visual tokens; got inputs_embeds")
-            return
+            embeds = arguments.get("inputs_embeds")
+            if embeds is None or not visual:  # text, or images that the caller has put in: nothing to prune
+                return
+            ids = self.adapter.ids_of(embeds)
         # Not read: decoding steps, and candidates of assisted decoding, which may quote the prompt's placeholders.
         if visual or (ids.shape[1] > 1 and caches.seen(arguments.get("past_key_values")) == 0):
             prompt = read_prompt(ids, self.adapter.visual_ids, mask)
@@ -195,6 +199,8 @@ class Handle:
         if isinstance(output, tuple):
             return (hidden, *output[1:])
         output["last_hidden_state"] = hidden
+        if output.get("hidden_states"):
+            output["hidden_states"] = run.hidden_states(output["hidden_states"])
         return output
 
 

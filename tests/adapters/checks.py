@@ -19,12 +19,11 @@ OLD = VERSION < (5, 0)
 def generate(
     model: Any, method: Any, inputs: dict[str, Any], new: int = NEW, **options: Any
 ) -> tuple[Any, vitcop.Report]:
-    options = {"do_sample": False, **options}
+    options = {"do_sample": False, "min_new_tokens": new, **options}
     with vitcop.prune(model, method) as report:
         output = model.generate(
             **inputs,
             max_new_tokens=new,
-            min_new_tokens=new,
             output_logits=True,
             return_dict_in_generate=True,
             **options,

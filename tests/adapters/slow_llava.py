@@ -34,11 +34,19 @@ class Token:
     saliency: float = 0.0
 
 
-def logits(model: Any, method: Any, turns: list[Turn], answer: list[int], kept: list[Any] | None = None) -> Tensor:
+def logits(
+    model: Any,
+    method: Any,
+    turns: list[Turn],
+    answer: list[int],
+    kept: list[Any] | None = None,
+    states: list[dict[int, Tensor]] | None = None,
+) -> Tensor:
     """[columns, vocabulary] logits of the whole conversation followed by `answer`; NaN where a token was pruned.
 
     The last turn's ids and the answer belong to one sequence; only prompts are pruned. `kept` (bfloat16): take the
-    visual tokens of each stage from there instead of ranking them.
+    visual tokens of each stage from there instead of ranking them. `states`: gets the input of the first layer and the
+    output of each one, the last after the final norm, by column.
     """
     base = model.model
     decoder, config = base.language_model, model.config.text_config
@@ -88,8 +96,14 @@ def logits(model: Any, method: Any, turns: list[Turn], answer: list[int], kept: 
                         token.position = first + place
                 tokens = drop(tokens, visual, best)
         previous = {id(t): t.hidden for t in tokens}
+        if states is not None and not index:
+            states.append({t.column: t.hidden for t in tokens})
         run_layer(config, layer, tokens)
+        if states is not None:
+            states.append({t.column: t.hidden for t in tokens})
 
+    if states is not None:
+        states[-1] = {t.column: rms_norm(decoder.norm, t.hidden) for t in tokens}
     out = torch.full((columns, config.vocab_size), math.nan)
     for token in tokens:
         out[token.column] = (model.lm_head.weight @ rms_norm(decoder.norm, token.hidden)).float()

@@ -195,17 +195,14 @@ def test_the_gradient_is_the_derivative(llava: Any) -> None:
 
 
 @pytest.mark.feature("logits_to_keep")
-@pytest.mark.feature("output_hidden_states")
-def test_logits_to_keep_and_hidden_states(llava: Any) -> None:
+def test_logits_to_keep(llava: Any) -> None:
     model, method = llava(), ViTCoP(retention=0.3)
     ids, pixels = prompt(1)
     inputs = {"input_ids": torch.tensor([ids]), "pixel_values": pixels}
     with vitcop.prune(model, method), torch.no_grad():
         full = model(**inputs).logits
-        last = model(**inputs, logits_to_keep=2, output_hidden_states=True)
+        last = model(**inputs, logits_to_keep=2)
     torch.testing.assert_close(full[:, -2:], last.logits)
-    lengths = [h.shape[1] for h in last.hidden_states]
-    assert len(ids) > lengths[1] > lengths[3] > lengths[7]
 
 
 @pytest.mark.feature("gradient checkpointing")

@@ -82,13 +82,6 @@ def test_masked_visual_tokens(llava: Any) -> None:
     refuses(llava(), "a visual token marked as padding", ValueError, **inputs)
 
 
-def test_embeddings_without_ids(llava: Any) -> None:
-    model = llava()
-    inputs = batch([prompt(1)])
-    embeds = model.get_input_embeddings()(inputs.pop("input_ids"))
-    refuses(model, "input_ids: expected them beside images", ValueError, inputs_embeds=embeds, **inputs)
-
-
 def test_embeddings_of_text_alone_pass(llava: Any) -> None:
     model = llava()
     embeds = model.get_input_embeddings()(torch.tensor([[1, 2, 3]]))

@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -102,6 +103,15 @@ class Adapter(ABC):
         raise NotImplementedError(
             f"method: expected one that needs no projector, which {type(self).__name__} does not offer"
         )
+
+    def ids_of(self, embeds: Tensor) -> Tensor:
+        """`[B, q, C]` -> `[B, q]` ids: that of a placeholder where it is exactly its embedding (this is how the models
+        find them without `input_ids`), -1 elsewhere."""
+        ids = torch.full(embeds.shape[:2], -1, device=embeds.device)
+        for token in self.visual_ids.values():
+            row = self.owner.get_input_embeddings()(torch.tensor(token, device=embeds.device)).to(embeds)
+            ids = ids.masked_fill((embeds == row).all(-1), token)
+        return ids
 
     @abstractmethod
     def watch(self, tower_outputs: list[VisualTokens]) -> Iterable[RemovableHandle]:
