@@ -18,7 +18,7 @@ def cluster_with_cdist(
     anywhere = distance.masked_fill(~denser, torch.inf).argmin(1)
     parent = torch.where(delta.isinf(), anywhere, parent)
     centers = torch.where(delta.isinf(), torch.inf, rho * delta).topk(num_centers).indices.sort().values
-    parent[rho.argmax()] = -1
+    parent = parent.scatter(0, rho.argmax()[None], -1)
     pointer = parent.clone()
     pointer[centers] = centers
     for _ in range((n - 1).bit_length()):
@@ -34,7 +34,8 @@ def cluster_as_released(
     difference = features[:, None] - features[None]  # [N, N, D]
     distance = difference.pow(2).sum(-1).sqrt()
     rho = torch.exp(-((distance / d_c) ** 2)).sum(1) - 1
-    delta, parent = torch.full((n,), torch.inf), torch.full((n,), -1)
+    delta = torch.full((n,), torch.inf, device=features.device)
+    parent = torch.full((n,), -1, device=features.device)
     for i in range(n):
         gap = (positions - positions[i]).pow(2).sum(-1).sqrt()
         denser = rho > rho[i]
@@ -47,7 +48,7 @@ def cluster_as_released(
             parent[i] = others[distance[i, others].argmin()]
     centers = torch.where(delta.isinf(), torch.inf, rho * delta).topk(num_centers).indices.sort().values
     place = {c: k for k, c in enumerate(centers.tolist())}
-    labels = torch.full((n,), -1)
+    labels = torch.full((n,), -1, device=features.device)
     for i in range(n):
         at = i
         while at not in place:
@@ -89,7 +90,7 @@ def select_tokens(scores: Tensor, k: int) -> Tensor:
 
 def segment_mean_by_index_add(x: Tensor, segment: Tensor, lengths: Tensor) -> Tensor:
     """[N, C], the segment of each token and the segments' lengths."""
-    sums = torch.zeros(len(lengths), x.shape[1], dtype=torch.float32).index_add_(0, segment, x.float())
+    sums = torch.zeros(len(lengths), x.shape[1], dtype=torch.float32, device=x.device).index_add_(0, segment, x.float())
     return (sums / lengths[:, None]).to(x.dtype)
 
 

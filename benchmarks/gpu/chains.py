@@ -1,0 +1,238 @@
+"""Each case as a chain of ops on its inputs: one text for the ops themselves, their check, and what they are compared with."""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+import vitcop_kernels  # noqa: F401  (registers torch.ops.vitcop)
+from benchmarks import baselines
+from benchmarks.cost.cases import Case, parts
+from benchmarks.registry import tokens
+
+D_C, TAU = 8.0, 0.6
+Call = Callable[..., Any]  # (op, *args, **kwargs) -> what the op returns
+
+
+def ours(op: str, *args: Any, **kwargs: Any) -> Any:
+    return getattr(torch.ops.vitcop, op)(*args, **kwargs)
+
+
+def replacing(replaced: dict[str, Call]) -> Call:
+    """`ours` with some ops exchanged."""
+
+    def call(op: str, *args: Any, **kwargs: Any) -> Any:
+        return replaced[op](*args, **kwargs) if op in replaced else ours(op, *args, **kwargs)
+
+    return call
+
+
+@dataclass
+class Chain:
+    """A case with inputs on the device."""
+
+    case: Case
+    inputs: list[Tensor]
+    run: Callable[..., Any]  # (call, *inputs) -> outputs
+    ops: set[str]
+    others: dict[str, Callable[..., Any]] = field(default_factory=dict)  # (*inputs): what it is compared with
+    no_graph: set[str] = field(default_factory=set)  # of the others: they wait for the device
+
+
+def build(case: Case, device: torch.device, seed: int = 0) -> Chain:
+    generator = torch.Generator().manual_seed(seed + len(case.name))
+    dtype = getattr(torch, case.dtype)
+    c = case.dims
+
+    def normal(*shape: int, scale: float = 1.0, kind: torch.dtype = dtype) -> Tensor:
+        return (torch.randn(shape, generator=generator) * scale).to(device, kind)
+
+    def features(n: int, width: int, batch: int = 1) -> tuple[Tensor, Tensor]:
+        found, places = tokens(n, width, batch)
+        return found.to(device, dtype), places.to(device)
+
+    def keys(batch: int, heads: int, n: int, d: int) -> Tensor:
+        return normal(batch, n, heads, d).transpose(1, 2)
+
+    def labels(batch: int, n: int, k: int) -> Tensor:
+        return torch.randint(0, k, (batch, n), generator=generator).to(device)
+
+    op = case.op
+    inputs: list[Tensor]
+    if op == "vic_cluster":
+        inputs = list(features(c["N"], c["D"], c["B"]))
+
+        def run(call: Call, x: Tensor, places: Tensor) -> Any:
+            return call("vic_cluster", x, places, D_C, TAU, c["K"])
+
+    elif op == "vic_cluster_varlen":
+        x, places = features(c["T"], c["D"])
+        bounds = torch.linspace(0, c["T"], c["B"] + 1).round().to(torch.int32).to(device)
+        inputs = [x[0], places, bounds]
+
+        def run(call: Call, x: Tensor, places: Tensor, bounds: Tensor) -> Any:
+            return call("vic_cluster_varlen", x, places, bounds, c["L"], D_C, TAU, c["K"])
+
+    elif op == "attention_saliency":
+        inputs = [normal(c["B"], c["H"], 1, c["d"]), keys(c["B"], c["H"], c["N"], c["d"])]
+
+        def run(call: Call, query: Tensor, key: Tensor) -> Any:
+            return call("attention_saliency", query, key)
+
+    elif op == "select_tokens":
+        inputs = [normal(c["B"], c["N"], kind=torch.float32)]
+
+        def run(call: Call, scores: Tensor) -> Any:
+            return call("select_tokens", scores, c["K"])
+
+    elif op == "key_norms":
+        inputs = [keys(c["B"], c["H"], c["N"], c["d"])]
+
+        def run(call: Call, key: Tensor) -> Any:
+            return call("key_norms", key)
+
+    elif op in ("key_proj", "key_proj_norms"):
+        inputs = [normal(c["B"], c["N"], c["C"]), normal(c["J"], c["C"], scale=c["C"] ** -0.5)]
+        if op == "key_proj_norms":
+            inputs.append(normal(c["C"], scale=0.1) + 1)
+
+        def run(call: Call, hidden: Tensor, weight: Tensor, *rms: Tensor) -> Any:
+            return call(op, hidden, weight, None, *rms, num_heads=c["H"])
+
+    elif op == "plan_tokens":
+        inputs = [labels(c["B"], c["N"], c["K"]), normal(c["B"], c["N"], kind=torch.float32)]
+
+        def run(call: Call, label: Tensor, scores: Tensor) -> Any:
+            return call("plan_tokens", label, scores, c["K"], c["S"])
+
+    elif op == "segment_mean":
+        scores = torch.rand(c["B"], c["N"], generator=generator).to(device)
+        clusters = max(1, c["S"] // 5)
+        plan = torch.ops.vitcop_reference.plan_tokens(labels(c["B"], c["N"], clusters), scores, clusters, c["S"])
+        inputs = [normal(c["B"], c["N"], c["C"]), plan[0], plan[1]]
+
+        def run(call: Call, x: Tensor, perm: Tensor, offsets: Tensor) -> Any:
+            return call("segment_mean", x, perm, offsets)
+
+    elif op == "stage2":
+        d = c["C"] // c["H"]
+        inputs = [keys(c["B"], c["H"], c["N"], d), labels(c["B"], c["N"], c["K"]), normal(c["B"], c["N"], c["C"])]
+
+        def run(call: Call, key: Tensor, label: Tensor, x: Tensor) -> Any:
+            perm, offsets, *_ = call("plan_tokens", label, call("key_norms", key), c["K"], c["S"])
+            return call("segment_mean", x, perm, offsets)
+
+    elif op == "stage3":
+        d = c["C"] // c["H"]
+        inputs = [keys(c["B"], c["H"], c["N"], d), normal(c["B"], c["N"], c["C"])]
+
+        def run(call: Call, key: Tensor, x: Tensor) -> Any:
+            kept = call("select_tokens", call("key_norms", key), c["K"])
+            return x[0].index_select(0, kept[0])
+
+    elif op == "selection":
+        return _selection(case, device, normal, keys, features)
+    else:
+        raise ValueError(f"case: expected an op or a stage, got {op!r}")
+    chain = Chain(case, inputs, run, {part.op for part in parts(case)} - {"gather"})
+    _add_others(chain)
+    return chain
+
+
+def _selection(case: Case, device: torch.device, normal: Any, keys: Any, features: Any) -> Chain:
+    """All that ViTCoP does to choose: Stage I, VIC, Stage II with the keys of its layer, Stage III likewise."""
+    c, heads = case.dims, max(1, case["C"] // 128)
+    tiles = max(1, c["M"] // 576)
+    each = c["M"] // tiles
+    x, places = features(c["M"], c["D"])
+    hidden, weight, rms = normal(1, c["N1"], c["C"]), normal(c["C"], c["C"], scale=c["C"] ** -0.5), normal(c["C"])
+    inputs = [normal(tiles, c["H"], 1, c["D"] // c["H"]), keys(tiles, c["H"], each + 1, c["D"] // c["H"]), x, places,
+              hidden, weight, rms]  # fmt: skip
+    bounds = torch.linspace(0, c["N1"], tiles + 1).round().to(torch.int32).to(device)
+
+    def run(call: Call, query: Tensor, key: Tensor, x: Tensor, places: Tensor, h: Tensor, w: Tensor, r: Tensor) -> Any:
+        saliency = call("attention_saliency", query, key)[:, 1:].reshape(1, -1)
+        kept = call("select_tokens", saliency, c["N1"], largest=True)[0]
+        survivors, at = x[0].index_select(0, kept), places.index_select(0, kept)
+        if tiles == 1:
+            label = call("vic_cluster", survivors, at, D_C, TAU, c["K"])[0]
+        else:
+            label = call("vic_cluster_varlen", survivors, at, bounds, each, D_C, TAU, c["K"])[0]
+        norms = call("key_proj_norms", h, w, None, r, num_heads=heads)
+        perm, offsets, *_ = call("plan_tokens", label[None], norms, c["K"] * tiles, c["N2"])
+        merged = call("segment_mean", h, perm, offsets)
+        norms = call("key_proj_norms", merged, w, None, r, num_heads=heads)
+        return merged[0].index_select(0, call("select_tokens", norms, c["N3"])[0])
+
+    chain = Chain(case, inputs, run, {part.op for part in parts(case)} - {"gather"})
+    _add_others(chain)
+    return chain
+
+
+# ------------------------------------------------------------------------------------------------------- the other side
+def _cluster(x: Tensor, places: Tensor, d_c: float, tau: float, k: int) -> tuple[Tensor, ...]:
+    if x.dim() == 2:
+        return baselines.cluster_with_cdist(x.float(), places, d_c, tau, k)
+    found = [baselines.cluster_with_cdist(sample.float(), places, d_c, tau, k) for sample in x]
+    return tuple(torch.stack(parts) for parts in zip(*found, strict=True))
+
+
+def _segment_mean(x: Tensor, perm: Tensor, offsets: Tensor) -> Tensor:
+    means = []
+    for sample, order, bounds in zip(x, perm, offsets, strict=True):
+        place = torch.arange(order.shape[0], device=x.device)
+        segment = torch.searchsorted(bounds[1:].contiguous(), place, right=True)
+        where = torch.empty_like(order).scatter_(0, order, segment)
+        means.append(baselines.segment_mean_by_index_add(sample, where, bounds.diff()))
+    return torch.stack(means)
+
+
+def _key_proj_norms(hidden: Tensor, weight: Tensor, bias: Any, rms: Tensor, *, num_heads: int) -> Tensor:
+    return baselines.key_proj_norms(hidden, weight, rms, 1e-6)
+
+
+EAGER: dict[str, Call] = {
+    "vic_cluster": _cluster,
+    "attention_saliency": baselines.attention_saliency,
+    "select_tokens": lambda scores, k, largest=False: (
+        scores.topk(k, largest=largest, sorted=False).indices.sort(-1).values
+    ),
+    "key_norms": baselines.key_norms_flat,
+    "key_proj": lambda hidden, weight, bias, *, num_heads: baselines.key_proj(hidden, weight, num_heads),
+    "key_proj_norms": _key_proj_norms,
+    "plan_tokens": lambda *args: torch.ops.vitcop_reference.plan_tokens(*args),
+    "segment_mean": _segment_mean,
+}
+
+
+def _eager(op: str, *args: Any, **kwargs: Any) -> Any:
+    return EAGER[op](*args, **kwargs)
+
+
+def _add_others(chain: Chain) -> None:
+    case = chain.case
+    if chain.ops <= set(EAGER):
+        chain.others["eager"] = lambda *inputs: chain.run(_eager, *inputs)
+    if case.op == "key_proj_norms":
+        chain.others["projection alone"] = lambda hidden, weight, rms: F.linear(hidden, weight)
+    if case.op == "vic_cluster":
+        n, k = case["N"], case["K"]
+
+        def as_written(x: Tensor, places: Tensor) -> None:
+            for sample in x:
+                baselines.cluster_as_released(sample.float(), places, D_C, TAU, k)
+
+        if n <= 864:
+            chain.others["as the authors wrote it"] = as_written
+            chain.no_graph.add("as the authors wrote it")
+        try:
+            from flash_kmeans import batch_kmeans_Euclid
+        except ImportError:
+            return
+        iterations = {"max_iters": 10} if "max_iters" in inspect.signature(batch_kmeans_Euclid).parameters else {}
+        chain.others["flash-kmeans"] = lambda x, places: batch_kmeans_Euclid(x, n_clusters=k, **iterations)
+        chain.no_graph.add("flash-kmeans")

@@ -1,0 +1,213 @@
+"""The whole report: smoke, checks, ceilings, ops, models, targets; one JSON file, whatever happens on the way."""
+
+import contextlib
+import datetime
+import json
+import re
+import threading
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.cost.cases import Case, real_cases, tiny_cases
+from benchmarks.harness import RESULTS, commit
+
+from . import plots, tables, targets
+from .budget import Budget, watchdog
+from .chains import Call, replacing
+from .checks import run_checks
+from .device import CudaDevice, Device, DryRun, versions
+from .endtoend import measure_models
+from .models import Spec, real_models, tiny_models
+from .ops import measure_ops
+from .sanitizer import Sanitizer
+from .smoke import run_smoke
+from .timing import METHOD, ceilings
+
+SCHEMA = 1
+PARTS = ("smoke", "sanitizer", "checks", "ops", "models")
+
+
+@dataclass
+class Plan:
+    """What is run, and for how long."""
+
+    cases: list[Case]
+    models: list[Spec]
+    limit: float = 450.0  # seconds, of the 8 minutes
+    repeats: int = 1000
+    seconds: float = 0.4  # of timing for one way of one case
+    rounds: int = 7
+    steps: int = 16
+    parts: tuple[str, ...] = PARTS
+    sanitizer: str | None = None  # the tool, if not the one that is found
+    replaced: dict[str, Call] = field(default_factory=dict)  # ops exchanged for others, to test the checks
+
+
+def plan_for(dry_run: bool, quick: bool = False) -> Plan:
+    if dry_run:
+        return Plan(tiny_cases(), tiny_models(), limit=200, repeats=3, seconds=0.004, rounds=2, steps=2)
+    plan = Plan(real_cases(), real_models())
+    if quick:
+        plan.limit, plan.repeats, plan.seconds, plan.rounds, plan.steps = 150.0, 100, 0.1, 3, 4
+        plan.models = plan.models[:1]
+    return plan
+
+
+def where(device: Device, out: Path | None) -> Path:
+    """The folder of the results. A dry run is kept away from the measured ones."""
+    if device.dry_run:
+        folder = out or RESULTS.parent.parent / "out" / "gpu-dry-run"
+        if RESULTS.resolve() in (folder.resolve(), *folder.resolve().parents):
+            raise ValueError(f"--out: expected a folder outside of {RESULTS} for a dry run, got {folder}")
+        return folder
+    slug = re.sub(r"[^a-z0-9]+", "-", device.name.lower()).strip("-")
+    return out or RESULTS / slug
+
+
+class Report:
+    def __init__(self, device: Device, plan: Plan, out: Path | None = None) -> None:
+        self.device, self.plan = device, plan
+        self.folder = where(device, out)
+        self.budget = Budget(plan.limit)
+        self._lock = threading.Lock()
+        now = datetime.datetime.now(datetime.UTC)
+        self.stem = ("DRY-RUN-" if device.dry_run else "") + f"{now:%Y-%m-%d}-{commit()}"
+        self.result: dict[str, Any] = {
+            "benchmark": "gpu-report", "schema": SCHEMA, "dry_run": device.dry_run, "date": now.isoformat("T", "seconds"),
+            "commit": commit(), "device": device.facts(), "versions": versions(), "method": METHOD, "complete": False,
+            "ceilings": {}, "smoke": [], "sanitizer": [], "checks": [], "wrong": {}, "ops": [], "models": [],
+            "targets": [], "not_measured": self.budget.not_measured, "errors": [], "plots": [], "aborted": None,
+            "clocks_after": {},
+        }  # fmt: skip
+
+    @property
+    def failed(self) -> bool:
+        """Whether a check failed, or the report itself did."""
+        checks = [*self.result["smoke"], *self.result["sanitizer"], *self.result["checks"]]
+        return bool(self.result["errors"] or self.result["aborted"]) or any(c["status"] == "failed" for c in checks)
+
+    def run(self) -> Path:
+        dog = watchdog(self.budget, self._abort)
+        try:
+            with self._recorded("smoke"), self.budget.part("smoke"):
+                self._smoke()
+            with self._recorded("checks"), self.budget.part("checks"):
+                self._checks()
+            with self._recorded("ops"), self.budget.part("ops"):
+                self._ops()
+            with self._recorded("models"), self.budget.part("models"):
+                self._models()
+            with self._recorded("targets"):
+                self.result["targets"] = targets.rows(self.result)
+            self.result["complete"] = set(self.plan.parts) == set(PARTS)
+            self.result["clocks_after"] = self.device.state()
+        finally:
+            dog.cancel()
+            path = self._write()
+        with self._recorded("plots"):
+            self.result["plots"], why = plots.draw(self.result, self.folder, self.stem)
+            if why:
+                self.budget.skip("plots", why)
+        return self._write()
+
+    @contextlib.contextmanager
+    def _recorded(self, part: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # the other parts go on
+            text = f"{type(error).__name__}: {error}"
+            self.result["errors"].append({"part": part, "why": text, "traceback": traceback.format_exc()})
+
+    def _wanted(self, part: str) -> bool:
+        if part not in self.plan.parts:
+            self.budget.skip(part, "not asked for")
+        return part in self.plan.parts
+
+    def _smoke(self) -> None:
+        if not self._wanted("smoke"):
+            return
+        records = run_smoke(self.device.dry_run, self.budget.left)
+        self.result["smoke"] = records
+        for record in records:
+            if record["status"] == "failed":
+                op = record["item"].split()[0]
+                self.result["wrong"].setdefault(op, f"small sizes, {record['item']}: {record['why'][:300]}")
+
+    def _checks(self) -> None:
+        sanitizer = None
+        if self._wanted("sanitizer"):
+            sanitizer = Sanitizer(self.device.dry_run, self.plan.sanitizer)
+        if self._wanted("checks"):
+            call = replacing(self.plan.replaced)
+            # What crashed or hung by itself is not started in this process.
+            cases = [c for c in self.plan.cases if not self._crashed(c)]
+            records, wrong = run_checks(self.device, cases, call, self.budget, self.plan.repeats)
+            self.result["checks"] = records
+            self.result["wrong"] |= {op: why for op, why in wrong.items() if op not in self.result["wrong"]}
+        if sanitizer is not None:
+            self.result["sanitizer"] = sanitizer.finish(max(5.0, self.budget.left))
+
+    def _crashed(self, case: Case) -> bool:
+        from .ops import ops_of
+
+        return bool(ops_of(case) & set(self.result["wrong"]))
+
+    def _unchecked(self) -> dict[str, str]:
+        """Ops of which no value was compared: they are not timed either."""
+        passed = {c["op"] for c in self.result["checks"] if c["check"] == "float64" and c["status"] == "passed"}
+        return {c.op: "its values were not checked" for c in self.plan.cases if c.op not in passed}
+
+    def _ops(self) -> None:
+        if not self._wanted("ops"):
+            return
+        with self._recorded("ceilings"):
+            self.result["ceilings"] = ceilings(self.device)
+        refused = self._unchecked() | self.result["wrong"]
+        self.result["ops"] = measure_ops(
+            self.device, self.plan.cases, replacing(self.plan.replaced), refused, self.budget, self.result["ceilings"],
+            self.plan.seconds,
+        )  # fmt: skip
+
+    def _models(self) -> None:
+        if not self._wanted("models"):
+            return
+        refused = self._unchecked() | self.result["wrong"]
+        self.result["models"] = measure_models(
+            self.device, self.plan.models, refused, self.budget, self.plan.rounds, self.plan.steps
+        )
+
+    def _abort(self, why: str) -> None:
+        self.result["aborted"] = why
+        print(f"gpu-report: {why}; {self._write()}", flush=True)
+
+    def _write(self) -> Path:
+        with self._lock:
+            self.result["budget"] = {
+                "limit_s": self.plan.limit, "spent_s": self.budget.elapsed, "parts_s": dict(self.budget.spent),
+            }  # fmt: skip
+            self.folder.mkdir(parents=True, exist_ok=True)
+            path = self.folder / f"{self.stem}.json"
+            path.write_text(json.dumps(self.result, indent=1, default=str) + "\n")
+        return path
+
+
+def run(plan: Plan, device: Device, out: Path | None = None, quiet: bool = False) -> tuple[Path, Report]:
+    report = Report(device, plan, out)
+    path = report.run()
+    if not quiet:
+        print(tables.text(report.result))
+        print(path)
+    return path, report
+
+
+def pick_device(dry_run: bool) -> Device:
+    if dry_run:
+        return DryRun()
+    if not torch.cuda.is_available():
+        raise SystemExit("gpu-report: no GPU here; --dry-run goes through the motions on a CPU")
+    return CudaDevice()
