@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 BUILD_TOOLS := "setuptools>=77" "cmake>=3.24" ninja pybind11
 NATIVE := CMakeLists.txt setup.py $(shell find csrc -name '*.cpp' -o -name '*.h')
 
-.PHONY: demo test test-transformers-4 lint format bench readme wheel build clean
+.PHONY: demo test test-transformers-4 lint format bench gpu-report readme wheel build clean
 
 demo: build
 	$(BIN)/vitcop run --out out/demo
@@ -37,6 +37,10 @@ bench: build
 	$(BIN)/python -m benchmarks.ratios
 	$(BIN)/python -m benchmarks.prefill
 	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-columns=min,median,iqr,rounds
+
+# Checks, then measures, on one GPU in less than 8 minutes, with the torch that PYTHON has: no .venv, nothing installed.
+gpu-report:
+	PYTHONPATH=.:python $(PYTHON) -m benchmarks.gpu $(GPU_REPORT)
 
 # Record the demo and rewrite the README's generated blocks from committed results.
 readme: build

@@ -1,5 +1,7 @@
 """Write the README's generated blocks from committed files: the newest result of each benchmark, and docs/demo.txt.
 
+The block of the GPU takes results of `make gpu-report` alone, and stops at a dry run among them.
+
 python -m benchmarks.readme [--check]
 """
 
@@ -10,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import features
+from benchmarks.gpu.tables import readme_block
 
 ROOT = Path(__file__).parent.parent
 README, DEMO, RESULTS = ROOT / "README.md", ROOT / "docs" / "demo.txt", ROOT / "benchmarks" / "results" / "cpu"
@@ -53,6 +56,12 @@ def prefill_lines(result: dict[str, Any]) -> str:
     )
 
 
+def gpu_results() -> list[tuple[Path, dict[str, Any]]]:
+    """Every committed result that is not a CPU's."""
+    paths = sorted(path for path in RESULTS.parent.glob("*/*.json") if path.parent != RESULTS)
+    return [(path, json.loads(path.read_text())) for path in paths]
+
+
 def blocks() -> dict[str, str]:
     _, _, demo = DEMO.read_text().partition("\n\n")
     demo = "\n".join(line.rstrip() for line in demo.splitlines())
@@ -61,7 +70,7 @@ def blocks() -> dict[str, str]:
         "Not yet measured." if ratios is None else ratios_table(ratios),
         "" if prefill is None else prefill_lines(prefill),
     ]
-    found = {"demo": f"```\n{demo}\n```", "bench": "\n\n".join(filter(None, bench))}
+    found = {"demo": f"```\n{demo}\n```", "bench": "\n\n".join(filter(None, bench)), "gpu": readme_block(gpu_results())}
     if "<!-- begin features -->" in README.read_text():
         found["features"] = features.markdown(json.loads(features.TABLE.read_text()))
     return found

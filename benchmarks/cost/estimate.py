@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from .cases import Case
 from .gpus import Gpu
-from .work import Work, work_of
+from .work import Chip, Work, work_of
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Estimate:
 
 
 def estimate(case: Case, gpu: Gpu) -> Estimate:
-    work = work_of(case, gpu.sms)
+    work = work_of(case, Chip(gpu.sms, gpu.hip))
     bandwidth, l2 = gpu.memory_gbs * 1e3 * gpu.memory_share, gpu.l2_gbs * 1e3  # bytes a microsecond
     terms = dict.fromkeys(("launches", "barriers", "latency", "memory", "L2", "arithmetic", "serial"), 0.0)
     for step in work.steps:

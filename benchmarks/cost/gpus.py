@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 ASSUMED = (
     "Assumed, and no datasheet's: launch_us (from one kernel of a CUDA graph to the next), barrier_us (a grid barrier "
-    "through L2), latency_us (a first load that misses L2, to a store; 0.3 where a barrier's data is in L2), step_us (one dependent step of a single "
-    "program), l2_gbs (what L2 serves to all SMs), and that matrix units reach 70 % of their rate and memory 85 % of "
-    "its bandwidth."
+    "through L2), latency_us (a first load that misses L2, to a store; 0.3 where a barrier's data is in L2), step_us "
+    "(one dependent step of a single program), l2_gbs (what L2 serves to all SMs), and that matrix units reach 70 % of "
+    "their rate and memory 85 % of its bandwidth."
 )
 
 
@@ -26,6 +26,7 @@ class Gpu:
     step_us: float = 0.15  # assumed
     matrix_share: float = 0.7  # assumed
     memory_share: float = 0.85  # assumed
+    hip: bool = False
 
     def rate(self, unit: str) -> float:
         """FLOPs a microsecond that a kernel can be expected to reach."""
@@ -56,7 +57,7 @@ GPUS = {
         ),
         Gpu(
             "MI300X", "AMD Instinct MI300X data sheet", 304, 5300,
-            {"bf16": 1307, "tf32": 653, "fp32": 163, "fp64": 81.7}, 4, 6500, launch_us=3.0, barrier_us=2.5,
+            {"bf16": 1307, "tf32": 653, "fp32": 163, "fp64": 81.7}, 4, 6500, launch_us=3.0, barrier_us=2.5, hip=True,
         ),
         Gpu(
             "RTX 4090", "NVIDIA Ada GPU architecture whitepaper; bf16 with fp32 accumulation", 128, 1008,

@@ -7,13 +7,19 @@ does: kernels, torch's own small kernels, and grid barriers inside a cooperative
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from .cases import Case, cdiv, next_power_of_2, parts
 
-
 LONG, SINGLE = 8, 4  # bytes of an index, and of a float32 score
 RESIDENT = {32: 4, 64: 2}  # assumed: programs of the one launch that a multiprocessor holds, by tile
+
+
+class Chip(NamedTuple):
+    """What the launchers look at."""
+
+    sms: int
+    hip: bool = False
 
 
 @dataclass(frozen=True)
@@ -45,30 +51,30 @@ class Work:
         return sum(step.barrier for step in self.steps)
 
 
-def _tile(longest: int) -> tuple[int, int]:
+def _tile(longest: int, chip: Chip) -> tuple[int, int]:
     """(rows of a tile, tiles of the upper triangle), as vic_cluster's launcher chooses them."""
-    tile = 32 if longest <= 384 else 64
+    tile = 32 if longest <= 384 or chip.hip else 64
     rows = cdiv(longest, tile)
     return tile, rows * (rows + 1) // 2
 
 
-def one_launch(case: Case, sms: int) -> bool:
+def one_launch(case: Case, chip: Chip) -> bool:
     """Whether the cooperative launch is estimated to fit; the launcher asks the driver."""
-    tile, tiles = _tile(_longest(case))
-    return case["B"] * tiles <= sms * RESIDENT[tile]
+    tile, tiles = _tile(_longest(case), chip)
+    return case["B"] * tiles <= chip.sms * RESIDENT[tile]
 
 
 def _longest(case: Case) -> int:
     return case.dims.get("L", case.dims.get("N", 0))
 
 
-def vic_cluster(case: Case, sms: int) -> Work:
+def vic_cluster(case: Case, chip: Chip) -> Work:
     batch, longest, width, size = case["B"], _longest(case), case["D"], case.itemsize
     total = case.dims.get("T", batch * longest)
     real = total / batch  # tokens of a sample
     unit = "bf16" if size == 2 else "tf32"
     passes = 1 if size == 2 else 3  # TF32 in three passes
-    tile, tiles = _tile(longest)
+    tile, tiles = _tile(longest, chip)
     rows = cdiv(int(real), tile)
     work_tiles = batch * rows * (rows + 1) // 2
     x, pairs = total * width * size, batch * real * (real + 1) / 2
@@ -85,7 +91,7 @@ def vic_cluster(case: Case, sms: int) -> Work:
 
     zero = Step("zero the counters", batch * 128.0)
     per = dict(programs=batch * tiles)
-    if one_launch(case, sms):
+    if one_launch(case, chip):
         steps = (
             zero,
             Step("norms and product", x, gram, l2_bytes=loads + x, **per),
@@ -115,7 +121,7 @@ def vic_cluster(case: Case, sms: int) -> Work:
     return Work(compulsory, need, steps, exchanges=2)  # densities need all distances, parents all densities
 
 
-def attention_saliency(case: Case, sms: int) -> Work:
+def attention_saliency(case: Case, chip: Chip) -> Work:
     batch, heads, n, d = case["B"], case["H"], case["N"], case["d"]
     keys, out = batch * heads * (n + 1) * d * case.itemsize, batch * n * SINGLE
     scores = batch * heads * n * SINGLE
@@ -133,7 +139,7 @@ def attention_saliency(case: Case, sms: int) -> Work:
     return Work(keys + out, {"fp32": product + soft / 2}, steps, exchanges=1)
 
 
-def select_tokens(case: Case, sms: int) -> Work:
+def select_tokens(case: Case, chip: Chip) -> Work:
     batch, n, k = case["B"], case["N"], case["K"]
     total = batch * (n * SINGLE + k * LONG)
     return Work(
@@ -141,13 +147,13 @@ def select_tokens(case: Case, sms: int) -> Work:
     )
 
 
-def key_norms(case: Case, sms: int) -> Work:
+def key_norms(case: Case, chip: Chip) -> Work:
     keys = case["B"] * case["H"] * case["N"] * case["d"]
     total, flops = keys * case.itemsize + case["B"] * case["N"] * SINGLE, {"fp32": 2.0 * keys}
     return Work(total, flops, (Step("norms", total, flops, case["B"] * cdiv(case["N"], 2)),))
 
 
-def _projection(case: Case, sms: int, want_keys: bool) -> Work:
+def _projection(case: Case, chip: Chip, want_keys: bool) -> Work:
     batch, n, c, j, size = case["B"], case["N"], case["C"], case["J"], case.itemsize
     unit, passes = ("bf16", 1) if size == 2 else ("tf32", 3)
     x, weight, norms = batch * n * c * size, j * c * size, batch * n * SINGLE
@@ -171,7 +177,7 @@ def _projection(case: Case, sms: int, want_keys: bool) -> Work:
     return Work(x + weight + keys + norms, {unit: flops}, tuple(steps))
 
 
-def plan_tokens(case: Case, sms: int) -> Work:
+def plan_tokens(case: Case, chip: Chip) -> Work:
     batch, n, k, s = case["B"], case["N"], case["K"], case["S"]
     total = batch * (n * (LONG + SINGLE) + n * LONG + (s + 1) * LONG + s * LONG + s)
     blocks = cdiv(max(n, k), min(max(next_power_of_2(max(n, k)), 128), 1024))
@@ -183,7 +189,7 @@ def plan_tokens(case: Case, sms: int) -> Work:
     return Work(total, {}, steps, exchanges=1)
 
 
-def segment_mean(case: Case, sms: int) -> Work:
+def segment_mean(case: Case, chip: Chip) -> Work:
     batch, n, c, s, size = case["B"], case["N"], case["C"], case["S"], case.itemsize
     total = batch * (n * c * size + s * c * size + n * LONG + (s + 1) * LONG)
     flops = {"fp32": 1.0 * batch * n * c}
@@ -191,28 +197,28 @@ def segment_mean(case: Case, sms: int) -> Work:
     return Work(total, flops, (Step("means", total, flops, batch * s * cdiv(c, 1024), serial=cdiv(longest, 8)),))
 
 
-def gather(case: Case, sms: int) -> Work:
+def gather(case: Case, chip: Chip) -> Work:
     total = 2.0 * case["N"] * case["C"] * case.itemsize + case["N"] * LONG
     return Work(total, {}, (Step("index_select", total, {}, cdiv(case["N"] * case["C"], 1024)),))
 
 
-OPS: dict[str, Callable[[Case, int], Work]] = {
+OPS: dict[str, Callable[[Case, Chip], Work]] = {
     "vic_cluster": vic_cluster,
     "vic_cluster_varlen": vic_cluster,
     "attention_saliency": attention_saliency,
     "select_tokens": select_tokens,
     "key_norms": key_norms,
-    "key_proj_norms": lambda case, sms: _projection(case, sms, want_keys=False),
-    "key_proj": lambda case, sms: _projection(case, sms, want_keys=True),
+    "key_proj_norms": lambda case, chip: _projection(case, chip, want_keys=False),
+    "key_proj": lambda case, chip: _projection(case, chip, want_keys=True),
     "plan_tokens": plan_tokens,
     "segment_mean": segment_mean,
     "gather": gather,
 }
 
 
-def work_of(case: Case, sms: int) -> Work:
-    """What an op, or all the ops of a stage together, have to do on a device of so many multiprocessors."""
-    works = [OPS[part.op](part, sms) for part in parts(case)]
+def work_of(case: Case, chip: Chip) -> Work:
+    """What an op, or all the ops of a stage together, have to do on such a chip."""
+    works = [OPS[part.op](part, chip) for part in parts(case)]
     flops: dict[str, float] = {}
     for work in works:
         _add(flops, work.flops)

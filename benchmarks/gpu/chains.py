@@ -1,4 +1,4 @@
-"""Each case as a chain of ops on its inputs: one text for the ops themselves, their check, and what they are compared with."""
+"""Each case as a chain of ops on its inputs: one text for the ops, their check, and what they are compared with."""
 
 import inspect
 from collections.abc import Callable

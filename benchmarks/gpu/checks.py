@@ -97,7 +97,9 @@ def check_launch_shapes(device: Device, chain: Chain, call: Call) -> str:
     return "both launched"
 
 
-def run_checks(device: Device, cases: list[Case], call: Call, budget: Budget, repeats: int) -> tuple[list[Record], dict]:
+def run_checks(
+    device: Device, cases: list[Case], call: Call, budget: Budget, repeats: int
+) -> tuple[list[Record], dict]:
     """(records, ops that are wrong: why)."""
     records: list[Record] = []
     wrong: dict[str, str] = {}

@@ -158,6 +158,7 @@ class CudaDevice:
             kernel.fits = fits
 
     def compile(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        torch._dynamo.reset()  # functions that share their code would count as recompilations
         return torch.compile(function, dynamic=False)
 
     def free_bytes(self) -> int:
@@ -246,6 +247,7 @@ class DryRun:
         yield
 
     def compile(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        torch._dynamo.reset()
         return torch.compile(function, dynamic=False, backend="eager")
 
     def free_bytes(self) -> int:

@@ -33,7 +33,7 @@ def measure_models(
         try:
             why = available(spec)
         except Exception as error:
-            why = f"not available: {type(error).__name__}: {error}"
+            why = f"{type(error).__name__}: {error}"
         if why is not None:
             record |= {"status": "not available", "why": why}
             continue

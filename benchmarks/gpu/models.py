@@ -68,7 +68,7 @@ def available(spec: Spec) -> str | None:
     except ImportError as error:
         return f"transformers: {error}"
     if spec.family not in ADAPTERS:
-        return f"not available: vitcop has no adapter for {spec.family}"
+        return f"vitcop has no adapter for {spec.family}"
     return None
 
 
@@ -88,7 +88,9 @@ def build_model(spec: Spec, device: torch.device) -> nn.Module:
     kinds = {"llava": "Llava", "llava_next": "LlavaNext", "llava_next_video": "LlavaNextVideo"}
     module = importlib.import_module("transformers")
     kind = kinds[spec.family]
-    more: dict[str, Any] = {} if spec.family == "llava" else {"image_grid_pinpoints": [[2 * spec.image, 2 * spec.image]]}
+    more: dict[str, Any] = (
+        {} if spec.family == "llava" else {"image_grid_pinpoints": [[2 * spec.image, 2 * spec.image]]}
+    )
     key = "image_token_id" if "image_token_id" in inspect.signature(t.LlavaConfig.__init__).parameters else None
     more[key or "image_token_index"] = IMAGE_TOKEN
     if spec.frames:
@@ -135,11 +137,11 @@ def methods(retention: float) -> dict[str, Any]:
     for name in ("VisionZip", "FastV"):
         kind = getattr(module, name, None)
         if kind is None:
-            found[f"{name}-like"] = "not available: vitcop.methods has none"
+            found[f"{name}-like"] = "vitcop.methods has none"
             continue
         known = inspect.signature(kind).parameters
         try:
             found[f"{name}-like"] = kind(retention=retention) if "retention" in known else (name, kind)
         except (TypeError, ValueError) as error:
-            found[f"{name}-like"] = f"not available: {error}"
+            found[f"{name}-like"] = str(error)
     return found

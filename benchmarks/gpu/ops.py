@@ -1,11 +1,14 @@
 """Speed of the ops and stages that came out right, beside what else does their work and beside the floor."""
 
+from collections.abc import Callable
 from typing import Any
 
-from benchmarks.cost.cases import Case
+import torch
+
+from benchmarks.cost.cases import Case, parts
 from benchmarks.cost.estimate import estimate
 from benchmarks.cost.gpus import GPUS, gpu_named
-from benchmarks.cost.work import work_of
+from benchmarks.cost.work import Chip, work_of
 
 from .budget import Budget
 from .chains import Call, Chain, build
@@ -27,8 +30,16 @@ def measure_ops(
     """A record per case: timings of each way, or why there are none. First our side of everything, then the others."""
     records, chains = [], []
     for case in cases:
-        record = facts(device, case, found)
+        record: Record = {
+            "op": case.op, "shape": case.shape, "dtype": case.dtype, "where": case.where, "target_us": case.target_us,
+            "ways": {},
+        }  # fmt: skip
         records.append(record)
+        known, error = budget.piece(f"cost of {case.name}", lambda case=case: facts(device, case, found))
+        if error is not None:
+            record |= error
+            continue
+        record |= known
         bad = sorted(op for op in ops_of(case) if op in wrong)
         if bad:
             record |= {"status": "refused", "why": "wrong: " + "; ".join(f"{op}: {wrong[op]}" for op in bad)}
@@ -55,19 +66,14 @@ def measure_ops(
 
 
 def ops_of(case: Case) -> set[str]:
-    from benchmarks.cost.cases import parts
-
     return {case.op, *(part.op for part in parts(case))}
 
 
 def facts(device: Device, case: Case, found: dict[str, Any]) -> Record:
     """Bytes and FLOPs from the cost model, its estimate where it knows the GPU, and the floor at measured rates."""
-    work = work_of(case, device.sms)
+    work = work_of(case, Chip(device.sms, torch.version.hip is not None))
     gpu = gpu_named(device.name) if not device.dry_run else GPUS["H200"]
-    record: Record = {
-        "op": case.op, "shape": case.shape, "dtype": case.dtype, "where": case.where, "target_us": case.target_us,
-        "bytes": work.bytes, "flops": work.flops, "launches_expected": work.launches, "ways": {},
-    }  # fmt: skip
+    record: Record = {"bytes": work.bytes, "flops": work.flops, "launches_expected": work.launches}
     if gpu is not None:
         guess = estimate(case, gpu)
         record |= {"estimate_us": guess.us, "estimate_for": gpu.name, "estimate_binds": guess.binds}
@@ -92,36 +98,39 @@ def rates(record: Record, found: dict[str, Any]) -> dict[str, float]:
 
 
 def _other(device: Device, chain: Chain, name: str, budget: Budget, seconds: float) -> Record:
-    case, function = chain.case, chain.others[name]
+    case = chain.case
     if name == "as the authors wrote it":
         need = 4 * 4 * case["N"] ** 2 * case["D"]  # a difference of [N, N, D], its square, and what torch holds
         if need > device.free_bytes():
             return {"status": "not measured", "why": f"memory: needs about {need / 2**30:.0f} GiB"}
-    graphs = name not in chain.no_graph
+    return _timed(device, chain, name, chain.others[name], budget, seconds, name not in chain.no_graph)
 
+
+def _compiled(device: Device, chain: Chain, done: set[str], budget: Budget, seconds: float) -> Record:
+    """torch.compile of the eager side; compiling costs seconds, so one shape of each op."""
+    if chain.case.op in done:
+        return {"status": "not measured", "why": "one shape of each op is compiled"}
+    done.add(chain.case.op)
+    return _timed(device, chain, "compiled", device.compile(chain.others["eager"]), budget, seconds, True)
+
+
+def _timed(
+    device: Device,
+    chain: Chain,
+    name: str,
+    function: Callable[..., Any],
+    budget: Budget,
+    seconds: float,
+    graphs: bool,
+) -> Record:
     def run() -> Record:
         try:
             return measure(device, function, chain.inputs, seconds / 2, graphs)
-        except RuntimeError as error:
+        except RuntimeError as error:  # it waits for the device, say
             if not graphs:
                 raise
             found = measure(device, function, chain.inputs, seconds / 2, graphs=False)
             return found | {"graph": f"not captured: {str(error)[:200]}"}
 
-    found, error = budget.piece(f"time: {name}, {case.name}", run)
-    return found if error is None else error
-
-
-def _compiled(device: Device, chain: Chain, done: set[str], budget: Budget, seconds: float) -> Record:
-    """torch.compile of the eager side; compiling costs seconds, so one shape of each op."""
-    case = chain.case
-    if case.op in done:
-        return {"status": "not measured", "why": "one shape of each op is compiled"}
-    done.add(case.op)
-    function = device.compile(chain.others["eager"])
-
-    def run() -> Record:
-        return measure(device, function, chain.inputs, seconds / 2, graphs=False)
-
-    found, error = budget.piece(f"time: compiled, {case.name}", run)
+    found, error = budget.piece(f"time: {name}, {chain.case.name}", run)
     return found if error is None else error

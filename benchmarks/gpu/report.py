@@ -3,6 +3,7 @@
 import contextlib
 import datetime
 import json
+import os
 import re
 import threading
 import traceback
@@ -25,7 +26,7 @@ from .endtoend import measure_models
 from .models import Spec, real_models, tiny_models
 from .ops import measure_ops
 from .sanitizer import Sanitizer
-from .smoke import run_smoke
+from .smoke import compiling, run_smoke
 from .timing import METHOD, ceilings
 
 SCHEMA = 1
@@ -78,8 +79,9 @@ class Report:
         now = datetime.datetime.now(datetime.UTC)
         self.stem = ("DRY-RUN-" if device.dry_run else "") + f"{now:%Y-%m-%d}-{commit()}"
         self.result: dict[str, Any] = {
-            "benchmark": "gpu-report", "schema": SCHEMA, "dry_run": device.dry_run, "date": now.isoformat("T", "seconds"),
-            "commit": commit(), "device": device.facts(), "versions": versions(), "method": METHOD, "complete": False,
+            "benchmark": "gpu-report", "schema": SCHEMA, "dry_run": device.dry_run,
+            "date": now.isoformat("T", "seconds"), "commit": commit(), "device": device.facts(),
+            "versions": versions(), "method": METHOD, "complete": False,
             "ceilings": {}, "smoke": [], "sanitizer": [], "checks": [], "wrong": {}, "ops": [], "models": [],
             "targets": [], "not_measured": self.budget.not_measured, "errors": [], "plots": [], "aborted": None,
             "clocks_after": {},
@@ -108,7 +110,7 @@ class Report:
             self.result["clocks_after"] = self.device.state()
         finally:
             dog.cancel()
-            path = self._write()
+            self._write()
         with self._recorded("plots"):
             self.result["plots"], why = plots.draw(self.result, self.folder, self.stem)
             if why:
@@ -131,7 +133,9 @@ class Report:
     def _smoke(self) -> None:
         if not self._wanted("smoke"):
             return
-        records = run_smoke(self.device.dry_run, self.budget.left)
+        processes = 1 if self.device.dry_run else max(1, min(8, (os.cpu_count() or 2) - 2))
+        with compiling(self.device.dry_run, processes, lambda: self.budget.left):
+            records = run_smoke(self.device.dry_run, self.budget.left)
         self.result["smoke"] = records
         for record in records:
             if record["status"] == "failed":

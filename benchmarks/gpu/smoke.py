@@ -2,19 +2,21 @@
 
 python -m benchmarks.gpu.smoke [--dry-run] [--skip ITEM ...]
 
-Prints `begin ITEM` and `ok ITEM`, or `wrong ITEM: why`. compute-sanitizer runs the same.
+Prints `begin ITEM` and `ok ITEM`, or `wrong ITEM: why`. compute-sanitizer runs the same. With --real the cases are
+those that will be measured: several processes launch them beforehand, only so that their kernels are compiled.
 """
 
 import argparse
+import contextlib
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cost.cases import Case, tiny_cases
+from benchmarks.cost.cases import Case, real_cases, tiny_cases
 
 ROOT = Path(__file__).parent.parent.parent
 TOGETHER = "one launch"
@@ -40,9 +42,9 @@ def small_cases() -> list[Case]:
     ]
 
 
-def items(dry_run: bool) -> Iterator[tuple[str, Case, bool | None]]:
+def items(dry_run: bool, real: bool = False) -> Iterator[tuple[str, Case, bool | None]]:
     """(name, case, whether vic_cluster is to go in one launch)."""
-    for case in tiny_cases() if dry_run else small_cases():
+    for case in tiny_cases() if dry_run else real_cases() if real else small_cases():
         if case.op.startswith("vic_cluster"):
             yield f"{case.name}, phases", case, False
             yield f"{case.name}, {TOGETHER}", case, True
@@ -55,6 +57,8 @@ def main() -> None:
     parser.add_argument("--dry-run", action="store_true")
     parser.add_argument("--no-values", action="store_true", help="only launch: under a sanitizer")
     parser.add_argument("--skip", action="append", default=[])
+    parser.add_argument("--real", action="store_true", help="the cases of the report")
+    parser.add_argument("--slice", default="0/1", help="k/n: every n-th item, from the k-th")
     options = parser.parse_args()
 
     from .chains import build, ours
@@ -62,7 +66,8 @@ def main() -> None:
     from .device import CudaDevice, DryRun
 
     device: Any = DryRun() if options.dry_run else CudaDevice()
-    for name, case, together in items(options.dry_run):
+    first, step = map(int, options.slice.split("/"))
+    for name, case, together in list(items(options.dry_run, options.real))[first::step]:
         if name in options.skip:
             continue
         print(f"begin {name}", flush=True)
@@ -89,6 +94,31 @@ def command(*more: str, dry_run: bool) -> list[str]:
 def environment() -> dict[str, str]:
     path = os.pathsep.join([str(ROOT), str(ROOT / "python"), os.environ.get("PYTHONPATH", "")])
     return os.environ | {"PYTHONPATH": path.rstrip(os.pathsep)}
+
+
+@contextlib.contextmanager
+def compiling(dry_run: bool, processes: int, until: Callable[[], float]) -> Iterator[None]:
+    """Meanwhile, the kernels of the real cases are compiled into Triton's cache by processes of their own.
+
+    They are given until `until()` seconds are left, and are gone afterwards: nothing else runs while we time.
+    """
+    running = []
+    try:
+        for k in range(processes):
+            line = command("--no-values", "--real", "--slice", f"{k}/{processes}", dry_run=dry_run)
+            running.append(
+                subprocess.Popen(
+                    line, cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+                )
+            )
+        yield
+        for process in running:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(max(0.0, until()))
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
 
 
 def run_smoke(dry_run: bool, seconds: float, attempts: int = 4) -> list[dict[str, str]]:

@@ -25,20 +25,28 @@ def text(result: dict[str, Any]) -> str:
         if check["status"] == "failed":
             what = check.get("item") or check.get("tool") or f"{check['check']}, {check['op']} {check['shape']}"
             lines.append(f"  FAILED {what}: {check['why'][:300]}")
-    lines += ["", f"{'op':22}{'shape':44}{'graph us':>10}{'cold us':>10}{'eager us':>10}{'floor us':>10}{'est. us':>10}"]
+    lines += [
+        "",
+        f"{'op':22}{'shape':44}{'graph us':>10}{'cold us':>10}{'eager us':>10}{'floor us':>10}{'est. us':>10}",
+    ]
     for record in result["ops"]:
         ways = record["ways"].get("vitcop", {})
         shown = [ways.get(mode, {}).get("p50") for mode in ("graph warm", "graph cold", "eager warm")]
         cells = [*shown, record.get("floor_us"), record.get("estimate_us")]
         line = f"{record['op']:22}{record['shape']:44}" + "".join(f"{_number(cell):>10}" for cell in cells)
         lines.append(line + ("" if record["status"] == "measured" else f"  {record['status']}: {record['why'][:100]}"))
-    lines += ["", f"{'model':24}{'way':22}{'retention':>10}{'batch':>6}{'prefill ms':>12}{'decoder ms':>12}{'token ms':>10}"]
+    lines += [
+        "",
+        f"{'model':24}{'way':22}{'retention':>10}{'batch':>6}{'prefill ms':>12}{'decoder ms':>12}{'token ms':>10}",
+    ]
     for model in result["models"]:
         if model["status"] != "measured":
             lines.append(f"{model['model']:24}{model['status']}: {model['why'][:120]}")
         for run in model["runs"]:
             shown = [run.get("total", {}).get("p50"), run.get("decoder", {}).get("p50"), run.get("decode_us")]
-            ms = "".join(f"{_number(None if us is None else us / 1e3):>{w}}" for us, w in zip(shown, (12, 12, 10), strict=True))
+            ms = "".join(
+                f"{_number(None if us is None else us / 1e3):>{w}}" for us, w in zip(shown, (12, 12, 10), strict=True)
+            )
             line = f"{model['model']:24}{run['way']:22}{_number(run['retention']):>10}{run['batch']:>6}{ms}"
             lines.append(line + ("" if run["status"] == "measured" else f"  {run['status']}: {run['why'][:80]}"))
     lines += ["", f"{'target':84}{'limit':>10}{'measured':>12}{'eager':>10}"]

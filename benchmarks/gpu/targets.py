@@ -16,9 +16,19 @@ def rows(result: dict[str, Any]) -> list[Row]:
     return found
 
 
-def _row(name: str, target: float, unit: str, measured: float | None, eager: float | None = None, note: str = "") -> Row:
+def _row(
+    name: str, target: float, unit: str, measured: float | None, eager: float | None = None, note: str = ""
+) -> Row:
     met = None if measured is None else measured <= target
-    return {"name": name, "target": target, "unit": unit, "measured": measured, "eager": eager, "met": met, "note": note}
+    return {
+        "name": name,
+        "target": target,
+        "unit": unit,
+        "measured": measured,
+        "eager": eager,
+        "met": met,
+        "note": note,
+    }
 
 
 def _median(record: dict[str, Any], way: str, mode: str) -> float | None:

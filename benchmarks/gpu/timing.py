@@ -14,9 +14,9 @@ METHOD = {
     "eager warm": "events around blocks of calls back to back, same inputs; includes the gaps between launches",
     "eager cold": "events around one call behind a write of twice the L2, which hides part of the launch on the host",
     "graph warm": "a graph of several calls on the same inputs, replayed; per call",
-    "graph cold": "a graph of calls on copies of the inputs that together exceed twice the L2; or, where the inputs are "
-    "too small for that, a graph of one call replayed behind a write of twice the L2 (marked 'flushed': includes the "
-    "start of the graph)",
+    "graph cold": "a graph of calls on copies of the inputs that together exceed twice the L2; or, where the inputs "
+    "are too small for that, a graph of one call replayed behind a write of twice the L2 (marked 'flushed': includes "
+    "the start of the graph)",
 }
 COPIES = 64  # of the inputs, at most
 
@@ -55,11 +55,7 @@ def measure(
     block = max(1, min(20, int(200 / max(first, 1.0))))
 
     def in_blocks(count: int) -> list[float]:
-        def several() -> None:
-            for _ in range(block):
-                way()
-
-        return [t / block for t in device.many(several, min(count, least))]
+        return [t / block for t in device.many(again(way, block), min(count, least))]
 
     found = {
         "eager warm": _timing(_collect(in_blocks, seconds / 4, least), calls=block),
@@ -70,7 +66,7 @@ def measure(
     if not graphs:
         return found
     calls = max(1, min(20, int(2000 / max(first, 1.0))))
-    replay, _ = device.capture(lambda: [way() for _ in range(calls)][0])
+    replay, _ = device.capture(again(way, calls))
     found["graph warm"] = _timing(
         _collect(lambda n: [t / calls for t in device.many(replay, min(n, least))], seconds / 4, least), calls=calls
     )
@@ -86,7 +82,13 @@ def _cold_graph(
     if copies <= COPIES and copies * size < device.free_bytes() // 4:
         copies = max(2, copies)
         sets = [[t.clone() for t in inputs] for _ in range(copies)]
-        replay, _ = device.capture(lambda: [function(*one) for one in sets][0])
+
+        def each() -> Any:
+            for one in sets:
+                out = function(*one)
+            return out
+
+        replay, _ = device.capture(each)
         once = lambda n: [t / copies for t in device.many(replay, min(n, least))]  # noqa: E731
         return _timing(_collect(once, seconds, least), calls=copies)
     replay, _ = device.capture(lambda: function(*inputs))
@@ -94,12 +96,21 @@ def _cold_graph(
     return _timing(_collect(once, seconds, least), calls=1, flushed=True)
 
 
+def again(way: Callable[[], Any], count: int) -> Callable[[], Any]:
+    def several() -> Any:
+        for _ in range(count):
+            out = way()
+        return out
+
+    return several
+
+
 def ceilings(device: Device) -> dict[str, Any]:
     """What this device does at best, measured now: a large copy, matrix products, and an empty kernel in a graph."""
     small = device.dry_run
     source = torch.empty(1 << 12 if small else 1 << 29, dtype=torch.uint8, device=device.device).random_()
     target = torch.empty_like(source)
-    copy = quantiles(device.many(lambda: target.copy_(source), 3 if small else 20)[1:])["p50"]
+    copy = quantiles(device.many(lambda a=target, b=source: a.copy_(b), 3 if small else 20)[1:])["p50"]
     del source, target
     found: dict[str, Any] = {"copy_gbs": 2 * (1 << 12 if small else 1 << 29) / copy / 1e3, "matmul_tflops": {}}
     n = 32 if small else 8192
@@ -109,6 +120,6 @@ def ceilings(device: Device) -> dict[str, Any]:
         found["matmul_tflops"][str(dtype).removeprefix("torch.")] = 2 * n**3 / us / 1e6
     del a, b
     one = torch.zeros(1, device=device.device)
-    replay, _ = device.capture(lambda: [one.add_(1) for _ in range(100)][0])
+    replay, _ = device.capture(again(lambda: one.add_(1), 100))
     found["launch_us"] = quantiles([t / 100 for t in device.many(replay, 10)])["p50"]
     return found

@@ -1,5 +1,6 @@
 """Is an op's answer right? Compared with the float64 reference; tolerances have their reasons beside them."""
 
+import itertools
 from typing import Any
 
 import torch
@@ -57,9 +58,8 @@ def verify(op: str, args: tuple[Any, ...], kwargs: dict[str, Any], got: Any) -> 
         half = args[0].element_size() == 2
         for k, (a, b) in enumerate(zip(tensors(got), tensors(want), strict=True)):
             rtol = TOLERANCES[op][half]
-            torch.testing.assert_close(
-                a.double(), b, rtol=rtol, atol=rtol * float(b.abs().max()) * 1e-2, msg=lambda m: f"{op} output {k}: {m}"
-            )
+            atol = rtol * float(b.abs().max()) * 1e-2
+            torch.testing.assert_close(a.double(), b, rtol=rtol, atol=atol, msg=lambda m, k=k: f"{op} output {k}: {m}")
 
 
 def _verify_batch(args: tuple[Any, ...], kwargs: dict[str, Any], got: Any, want: Any) -> None:
@@ -74,7 +74,7 @@ def _verify_batch(args: tuple[Any, ...], kwargs: dict[str, Any], got: Any, want:
 def _verify_packed(args: tuple[Any, ...], got: Any, want: Any) -> None:
     features, positions, bounds, _, d_c, tau, k = args[:7]
     edges = bounds.tolist()
-    for b, (start, end) in enumerate(zip(edges, edges[1:], strict=False)):
+    for b, (start, end) in enumerate(itertools.pairwise(edges)):
 
         def cut(out: Any, b: int = b, start: int = start, end: int = end) -> list[Tensor]:
             return [out[0][start:end], out[1][b], *(t[start:end] for t in out[2:])]
@@ -82,9 +82,7 @@ def _verify_packed(args: tuple[Any, ...], got: Any, want: Any) -> None:
         certify(features[start:end], positions[start:end], d_c, tau, min(k, end - start), cut(got), cut(want))
 
 
-def certify(
-    features: Tensor, positions: Tensor, d_c: float, tau: float, num_centers: int, got: Any, want: Any
-) -> None:
+def certify(features: Tensor, positions: Tensor, d_c: float, tau: float, num_centers: int, got: Any, want: Any) -> None:
     """One sample: equal to the truth, or different only where two distances or densities are as good as equal."""
     if all(torch.equal(a, b) for a, b in zip(got[:3], want[:3], strict=True)):
         torch.testing.assert_close(got[4].double(), want[4], rtol=RELATIVE, atol=1e-30)
