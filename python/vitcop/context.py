@@ -44,7 +44,7 @@ class Vision:
 
     def __init__(self, adapter: "Adapter", tokens: "Sequence[VisualTokens]", device: torch.device) -> None:
         self._adapter, self._tokens, self._device = adapter, tokens, device
-        self._known: dict[str, Tensor | None] = {}
+        self._known: dict[tuple[str, bool], Tensor | None] = {}  # by name, and whether gradients flow
 
     def get(self, name: str) -> Tensor:
         """saliency [T], features [T, D], positions [T, 2], or states [T, D]."""
@@ -54,11 +54,12 @@ class Vision:
 
     def get_optional(self, name: str) -> Tensor | None:
         """The same and cls_states [images, D], which may be None."""
-        if name not in self._known:
+        key = name, torch.is_grad_enabled()
+        if key not in self._known:
             parts = [self._offered(tokens, name)() for tokens in self._tokens]
             missing = any(part is None for part in parts)
-            self._known[name] = None if missing else torch.cat(parts).to(self._device)
-        return self._known[name]
+            self._known[key] = None if missing else torch.cat(parts).to(self._device)
+        return self._known[key]
 
     @property
     def count(self) -> int:

@@ -1,6 +1,28 @@
 """Pruning methods, one file each."""
 
 from .base import Context, Method, Plan, Program, Stage
+from .divprune import DivPrune
+from .fastv import FastV
+from .pyramiddrop import PyramidDrop
+from .random import Random
+from .sparsevlm import SparseVLM
+from .uniform import Uniform
+from .visionzip import VisionZip
 from .vitcop import ViTCoP
 
-__all__ = ["Context", "Method", "Plan", "Program", "Stage", "ViTCoP"]
+METHODS: dict[str, type[Method]] = {
+    "vitcop": ViTCoP,
+    "fastv": FastV,
+    "pyramiddrop": PyramidDrop,
+    "sparsevlm": SparseVLM,
+    "visionzip": VisionZip,
+    "divprune": DivPrune,
+    "random": Random,
+    "uniform": Uniform,
+}
+"""Every method by the name that the command line knows it by; each takes `retain` or `retention`."""
+
+__all__ = [
+    "METHODS", "Context", "DivPrune", "FastV", "Method", "Plan", "Program", "PyramidDrop", "Random", "SparseVLM",
+    "Stage", "Uniform", "ViTCoP", "VisionZip",
+]  # fmt: skip

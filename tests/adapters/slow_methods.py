@@ -1,0 +1,223 @@
+"""The published algorithms from scratch: one prompt, no cache, no batch, every token and every choice in plain loops.
+
+As slow_llava.py, whose decoder is used: only weights are taken from the model.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from slow_llava import Token, Turn, embed, project, rms_norm, run_layer
+from torch import Tensor
+
+
+@dataclass
+class State:
+    """The sequence in front of a layer."""
+
+    model: Any
+    index: int
+    tokens: list[Token]
+    last: Token  # of the prompt
+    before: dict[int, Tensor]  # hidden states that the layer before got
+    inputs: dict[int, Tensor]  # the decoder's input, pruned tokens included
+    pixels: Tensor | None
+    every: list[Token]  # all tokens of the prompt, pruned or not
+
+    @property
+    def visual(self) -> list[Token]:
+        return [t for t in self.tokens if t.image >= 0]
+
+
+@dataclass
+class Outcome:
+    """What a stage leaves: tokens as they are, and new ones in front of an image or behind all."""
+
+    kept: list[Token]
+    front: dict[int, Token] = field(default_factory=dict)  # by image
+    back: list[Token] = field(default_factory=list)
+
+
+Choice = Callable[[State], Outcome]
+
+
+def logits(model: Any, method: Any, choices: list[Choice], turn: Turn, answer: list[int]) -> Tensor:
+    """[len(answer), vocabulary] logits that each token of `answer` is drawn from."""
+    base = model.model
+    decoder, config = base.language_model, model.config.text_config
+    program = method.program(config.num_hidden_layers)
+    with torch.no_grad():
+        prompt = embed(model, turn, 0, start=0)
+        total = sum(t.image >= 0 for t in prompt)
+        removed = total - program.counts(total)[-1] if total and program.positions != "original" else 0
+        tokens = list(prompt)
+        for place, word in enumerate(answer, start=len(prompt)):
+            tokens.append(Token(base.get_input_embeddings().weight[word], place - removed, place, turn=1))
+        inputs = {id(t): t.hidden for t in prompt}
+        before: dict[int, Tensor] = {}
+        for index, layer in enumerate(decoder.layers):
+            for stage, choice in zip(program.stages, choices, strict=True):
+                if stage.layer == index and total:
+                    outcome = choice(State(model, index, tokens, prompt[-1], before, inputs, turn.pixels, prompt))
+                    tokens = assemble(tokens, outcome)
+                    if program.positions == "renumber" or (program.positions == "compact" and index == 0):
+                        for place, token in enumerate(t for t in tokens if t.turn == 0):
+                            token.position = place
+            before = {id(t): t.hidden for t in tokens}
+            run_layer(config, layer, tokens)
+        rows = [(model.lm_head.weight @ rms_norm(decoder.norm, t.hidden)).float() for t in tokens]
+    return torch.stack(rows[-len(answer) - 1 : -1])
+
+
+def assemble(tokens: list[Token], outcome: Outcome) -> list[Token]:
+    kept = {id(t) for t in outcome.kept}
+    last = max(place for place, t in enumerate(tokens) if t.image >= 0)
+    new: list[Token] = []
+    seen = set()
+    for place, token in enumerate(tokens):
+        if token.image in outcome.front and token.image not in seen:
+            new.append(outcome.front[token.image])
+        seen.add(token.image)
+        if token.image < 0 or id(token) in kept:
+            new.append(token)
+        if place == last:
+            new += outcome.back
+    return new
+
+
+def received(state: State, index: int, hidden: dict[int, Tensor], rows: list[Token]) -> list[float]:
+    """Softmax attention that `rows` pay each visual token in layer `index`, mean over heads and rows."""
+    config, layer = state.model.config.text_config, state.model.model.language_model.layers[index]
+    repeat = config.num_attention_heads // config.num_key_value_heads
+    keys = [project(config, layer, hidden[id(t)], "k_proj", t.position) for t in state.tokens]
+    total = torch.zeros(len(state.tokens))
+    for row in rows:
+        place = next(i for i, t in enumerate(state.tokens) if t is row)
+        query = project(config, layer, hidden[id(row)], "q_proj", row.position)
+        for head in range(config.num_attention_heads):
+            dots = [float(keys[i][head // repeat] @ query[head]) for i in range(place + 1)]
+            scores = [dot / math.sqrt(query.shape[1]) for dot in dots]
+            total[: place + 1] += torch.tensor(scores).softmax(0) / config.num_attention_heads / len(rows)
+    by_token = {id(t): float(value) for t, value in zip(state.tokens, total, strict=True)}
+    return [by_token[id(t)] for t in state.visual]
+
+
+def best(tokens: list[Token], scores: list[float], count: int) -> list[Token]:
+    """The highest scores, in the order of the sequence."""
+    chosen = sorted(range(len(tokens)), key=lambda i: (-scores[i], i))[:count]
+    return [tokens[i] for i in sorted(chosen)]
+
+
+def fastv(kept: int) -> list[Choice]:
+    def cut(state: State) -> Outcome:
+        return Outcome(best(state.visual, received(state, state.index - 1, state.before, [state.last]), kept))
+
+    return [cut]
+
+
+def pyramiddrop(*counts: int) -> list[Choice]:
+    def cut(state: State, kept: int) -> Outcome:
+        hidden = {id(t): t.hidden for t in state.tokens}
+        return Outcome(best(state.visual, received(state, state.index, hidden, [state.last]), kept))
+
+    return [lambda state, kept=kept: cut(state, kept) for kept in counts]  # type: ignore[misc]
+
+
+def raters(state: State) -> list[Token]:
+    images = [t for t in state.every if t.image >= 0]
+    last = max(t.column for t in images)
+    text = [t for t in state.every if t.column > last]
+    share = torch.zeros(len(text))
+    for image in images:
+        dots = [float(state.inputs[id(image)] @ state.inputs[id(t)]) for t in text]
+        share += torch.tensor(dots).softmax(0) / len(images)
+    chosen = [t for t, s in zip(text, share.tolist(), strict=True) if s > float(share.mean())]
+    return chosen or text
+
+
+def sparsevlm(*kept: int) -> list[Choice]:
+    def cut(state: State, count: int) -> Outcome:
+        visual = state.visual
+        scores = received(state, state.index - 1, state.before, raters(state))
+        stay = best(visual, scores, count)
+        gone = [i for i, t in enumerate(visual) if all(t is not s for s in stay)]
+        gone = sorted(gone, key=lambda i: (-scores[i], i))[: int(len(gone) * 0.3) + 1]
+        recycled = [visual[i] for i in sorted(gone)]
+        back = []
+        for members in density_peaks([t.hidden for t in recycled], int(len(recycled) / 10) + 1):
+            mean = torch.stack([recycled[i].hidden for i in members]).mean(0)
+            back.append(Token(mean, 0, -1, 0, image=recycled[members[0]].image, visual=-2))
+        return Outcome(stay, back=back)
+
+    return [lambda state, count=count: cut(state, count) for count in kept]  # type: ignore[misc]
+
+
+def density_peaks(points: list[Tensor], clusters: int) -> list[list[int]]:
+    """Members of each cluster, by falling density times distance: k nearest neighbours, k = clusters."""
+    n, scale = len(points), len(points[0]) ** -0.5
+    distance = [[float((a - b).norm()) * scale for b in points] for a in points]
+    density = [math.exp(-sum(d * d for d in sorted(row)[:clusters]) / clusters) for row in distance]
+    most = max(max(row) for row in distance)
+    gap = [min([distance[i][j] for j in range(n) if (-density[j], j) < (-density[i], i)] + [most]) for i in range(n)]
+    centers = sorted(range(n), key=lambda i: (-density[i] * gap[i], i))[:clusters]
+    members: list[list[int]] = [[c] for c in centers]
+    for i in range(n):
+        if i not in centers:
+            members[min(range(clusters), key=lambda c: distance[i][centers[c]])].append(i)
+    return members
+
+
+def visionzip(dominant: int, contextual: int) -> list[Choice]:
+    def zipped(state: State) -> Outcome:
+        assert state.pixels is not None
+        model, visual = state.model.model, state.visual
+        states = model.vision_tower(state.pixels, output_hidden_states=True).hidden_states[-2]
+        layer = getattr(model.vision_tower, "vision_model", model.vision_tower).encoder.layers[-2]
+        heads = layer.self_attn.num_heads
+
+        def of(token: Token) -> Tensor:
+            return states[token.image, token.patch + 1]
+
+        keys = {id(t): t.feature.view(heads, -1).mean(0) for t in visual}
+        stay = best(visual, [t.saliency for t in visual], dominant - len(state.pixels))
+        rest = [t for t in visual if all(t is not s for s in stay)]
+        targets = rest[:: len(rest) // contextual][:contextual]
+        joined: dict[int, list[Token]] = {id(t): [] for t in targets}
+        for token in rest:
+            if all(token is not t for t in targets):
+                cosine = [float(torch.cosine_similarity(keys[id(token)], keys[id(t)], dim=0)) for t in targets]
+                joined[id(targets[cosine.index(max(cosine))])].append(token)
+        back = []
+        for target in targets:
+            state_of = of(target)
+            if joined[id(target)]:
+                state_of = state_of + torch.stack([of(t) for t in joined[id(target)]]).mean(0)
+            back.append(Token(model.multi_modal_projector(state_of), 0, -1, 0, image=target.image))
+        front = {
+            image: Token(model.multi_modal_projector(states[image, 0]), 0, -1, 0, image=image)
+            for image in range(len(state.pixels))
+        }
+        return Outcome(stay, front, back)
+
+    return [zipped]
+
+
+def divprune(count: int) -> list[Choice]:
+    def spread(state: State) -> Outcome:
+        visual = state.visual
+        n = len(visual)
+        away = [[1 - float(torch.cosine_similarity(a.hidden, b.hidden, dim=0)) for b in visual] for a in visual]
+        chosen = [max(range(n), key=lambda i: (min(away[i][j] for j in range(n) if j != i), -i))]
+        while len(chosen) < count:
+            others = [i for i in range(n) if i not in chosen]
+            chosen.append(max(others, key=lambda i: (min(away[i][j] for j in chosen), -i)))
+        return Outcome([visual[i] for i in sorted(chosen)])
+
+    return [spread]
+
+
+def listed(*places: list[int]) -> list[Choice]:
+    """Keep the tokens at these places of those that are left."""
+    return [lambda state, chosen=chosen: Outcome([state.visual[i] for i in chosen]) for chosen in places]  # type: ignore[misc]
