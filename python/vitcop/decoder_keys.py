@@ -10,7 +10,7 @@ from torch import Tensor, nn
 import vitcop_kernels as ops
 
 # RMSNorms that are x/rms(x) * weight and nothing else (Gemma's multiplies by 1 + weight).
-PLAIN_RMS_NORMS = ("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm")
+PLAIN_RMS_NORMS = ("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen2_5_VLRMSNorm", "Qwen3RMSNorm")
 
 
 def key_norms(layer: nn.Module, hidden: Tensor, heads: str) -> Tensor:
@@ -96,13 +96,23 @@ def _received(
     keys = _project(attention, normed, "k")  # [B, Hkv, n, d]
     query = _project(attention, rows(normed), "q")
     cos, sin = (t.expand(hidden.shape[0], -1, -1) for t in embeddings)
-    rotate: Any = sys.modules[type(attention).__module__].apply_rotary_pos_emb  # each family has its own
+    rotate = _rotation(attention)
     keys = rotate(keys, keys, cos, sin)[1]
     query = rotate(query, query, rows(cos), rows(sin))[0]
     if past_keys is not None:
         keys = torch.cat([past_keys.to(keys), keys], dim=2)
     received = ops.attention_saliency(query, keys.to(query.dtype), scale=attention.scaling, mask=mask)
     return received[:, keys.shape[2] - hidden.shape[1] :]
+
+
+def _rotation(attention: nn.Module) -> Any:
+    """Each family has its own `apply_rotary_pos_emb`; those with another one besides take plain cos and sin here."""
+    own = sys.modules[type(attention).__module__]
+    if hasattr(own, "apply_rotary_pos_emb"):
+        return own.apply_rotary_pos_emb
+    from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
+    return apply_rotary_pos_emb
 
 
 def _parts(layer: nn.Module) -> tuple[Any, Any]:

@@ -15,6 +15,7 @@ from .ahead import Ahead, VisionContext, lane_for
 from .caches import CacheState
 from .compaction import Compaction, compact
 from .context import PromptText, Sources, StageContext, Visible, Vision
+from .injection import Injection
 from .layout import Group, Prompt
 from .masks import causal_mask, mask_kind
 from .methods.base import Plan, Program, Stage
@@ -52,6 +53,7 @@ class Run:
         place = [torch.arange(group.total, device=self.device).expand_as(group.slots) for group in groups]
         self.visible = [Visible(group, group.slots, origin) for group, origin in zip(groups, place, strict=True)]
         self.source: Tensor | None = None  # [B, n] slot of the prompt that each slot came from; None: itself
+        self.injection: Injection | None = None
         self.embeddings: tuple[Tensor, Tensor] | None = None  # cos, sin of the current slots
         self.dirty = self.before is not None  # layers no longer get what the decoder prepared for them
         self.key_masks: list[Tensor | None] = []
@@ -88,7 +90,9 @@ class Run:
         if self.cache is None:
             self.cache = kwargs.get("past_key_values")
         if self.embeddings is None:
-            self.embeddings = kwargs["position_embeddings"]
+            self.embeddings = self.adapter.read_rotary(kwargs["position_embeddings"])
+        if self.injection is not None and index:
+            hidden = self.injection.add(index - 1, hidden)
         if index == 0:
             self._start_ahead(0)
         for number, stage in enumerate(self.program.stages):
@@ -101,9 +105,10 @@ class Run:
         key_mask, mask = self._masks(index, hidden)
         self.key_masks.append(key_mask)
         if not self.dirty:
-            return None
+            return None if self.injection is None else (hidden, kwargs)
         # Flash attention takes position ids with gaps for packed sequences; cos and sin carry the positions.
-        changed = {"attention_mask": mask, "position_embeddings": self.embeddings, "position_ids": None}
+        rotary = self.adapter.write_rotary(self.embeddings)
+        changed = {"attention_mask": mask, "position_embeddings": rotary, "position_ids": None}
         if kwargs.get("cache_position") is not None:
             begin = self.history[index]
             changed["cache_position"] = torch.arange(begin, begin + hidden.shape[1], device=self.device)
@@ -148,6 +153,8 @@ class Run:
         if compaction is not None:
             sources.hidden, before = hidden, self.visible.copy()  # from here on gradients flow
             hidden = compaction.hidden(hidden)
+            if self.injection is not None:
+                self.injection.compact(compaction, plans.values(), stage.layer, hidden)
             self._apply(compaction, plans, hidden, first=stage.layer == 0, last=number + 1 == len(self.program.stages))
             for old, new in zip(before, self.visible, strict=True):
                 plan = plans.get(old.group.total)

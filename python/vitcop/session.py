@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from . import caches
+from .injection import Injection
 from .layout import Prompt, group_samples, read_prompt
 from .masks import mask_kind
 from .methods.base import Method
@@ -59,7 +60,7 @@ class Handle:
         if self.adapter.owner in _PRUNED:
             raise ValueError("model: expected one that is not being pruned, got one with a method attached")
         mask_kind(self.adapter.decoder.config._attn_implementation)
-        self.program = method.program(self.adapter.shape.num_layers)
+        self.program = self.adapter.fit(method.program(self.adapter.shape.num_layers))
         self.report = Report(
             notes=list(self.program.notes), decoder=self.adapter.shape, positions=self.program.positions
         )
@@ -159,19 +160,22 @@ class Handle:
         groups = []
         if self._tokens and self._prompt is not None:
             groups = group_samples(self._prompt, self._tokens, embeds.device)
-        mask, position_ids = kwargs.get("attention_mask"), kwargs.get("position_ids")
+        mask, position_ids = kwargs.get("attention_mask"), self.adapter.text_positions(kwargs.get("position_ids"))
         self._run = run = Run(
             self.adapter, self.program, embeds, cache, mask, position_ids, self._prompt, groups, list(self._tokens)
         )
         if groups:
             assert self._prompt is not None
+            features, kwargs = self.adapter.take_injections(kwargs)
+            if features:
+                run.injection = Injection(features, self._prompt.visual, embeds.device)
             report = self.report
             report.stages = []
             report.visual_tokens = self._prompt.counts
             report.text_tokens = [n - v for n, v in zip(self._prompt.lengths, self._prompt.counts, strict=True)]
-        if run.shift is None:
-            return None
-        return args, {**kwargs, "position_ids": run.position_ids}
+        if run.shift is not None:
+            kwargs = {**kwargs, "position_ids": run.position_ids}
+        return args, kwargs
 
     def _before_layer(self, index: int, module: nn.Module, args: Any, kwargs: Any) -> Any:
         run = self._run

@@ -93,7 +93,7 @@ def test_embeddings_of_text_alone_pass(llava: Any) -> None:
 
 def test_a_model_without_an_adapter() -> None:
     with pytest.raises(
-        NotImplementedError, match=r"expected one with an adapter \(llava\), got 'Linear'; CONTRIBUTING.md"
+        NotImplementedError, match=r"expected one with an adapter \(.*llava.*\), got 'Linear'; CONTRIBUTING.md"
     ):
         vitcop.attach(torch.nn.Linear(2, 2), METHOD)
 

@@ -21,26 +21,34 @@ check_version(transformers.__version__)
 
 from torch import nn  # noqa: E402
 
-from .base import Adapter, owner_of_vision_tower  # noqa: E402
+from .base import Adapter  # noqa: E402
 from .llava import LlavaAdapter  # noqa: E402
+from .qwen2_5_vl import Qwen25VLAdapter  # noqa: E402
+from .qwen3_vl import Qwen3VLAdapter  # noqa: E402
 
 ADAPTERS: dict[str, type[Adapter]] = {
     "llava": LlavaAdapter,
+    "qwen2_5_vl": Qwen25VLAdapter,
+    "qwen3_vl": Qwen3VLAdapter,
 }
 """By `config.model_type` of the module that owns the vision tower."""
 
 
 def adapter_for(model: nn.Module) -> Adapter:
     """The adapter of a model, however it is wrapped. Raises NotImplementedError where there is none."""
-    owner = owner_of_vision_tower(model)
-    config = getattr(model if owner is None else owner, "config", None)
-    model_type = getattr(config, "model_type", type(model).__name__)
-    if owner is None or model_type not in ADAPTERS:
-        raise NotImplementedError(
-            f"model: expected one with an adapter ({', '.join(sorted(ADAPTERS))}), got {model_type!r}; CONTRIBUTING.md "
-            "says how to add one"
-        )
-    return ADAPTERS[model_type](owner)
+    for module in model.modules():
+        adapter = ADAPTERS.get(_model_type(module))
+        # The class with a language model head has the same type; hasattr would meet its compatibility properties.
+        if adapter is not None and adapter.tower in module._modules:
+            return adapter(module)
+    raise NotImplementedError(
+        f"model: expected one with an adapter ({', '.join(sorted(ADAPTERS))}), got {_model_type(model)!r}; "
+        "CONTRIBUTING.md says how to add one"
+    )
 
 
-__all__ = ["ADAPTERS", "Adapter", "LlavaAdapter", "adapter_for"]
+def _model_type(module: nn.Module) -> str:
+    return getattr(getattr(module, "config", None), "model_type", type(module).__name__)
+
+
+__all__ = ["ADAPTERS", "Adapter", "LlavaAdapter", "Qwen3VLAdapter", "Qwen25VLAdapter", "adapter_for"]

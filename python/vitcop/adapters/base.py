@@ -3,13 +3,14 @@
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from vitcop.layout import KINDS
+from vitcop.methods.base import Program
 from vitcop.report import DecoderShape
 
 VISION = "vitcop"
@@ -68,6 +69,9 @@ class Adapter(ABC):
         NotImplementedError: a configuration that cannot be pruned.
     """
 
+    tower: ClassVar[str] = "vision_tower"
+    """What the owner calls its vision tower."""
+
     def __init__(self, owner: Any) -> None:
         self.owner = owner
         self.config: Any = owner.config
@@ -113,6 +117,27 @@ class Adapter(ABC):
             ids = ids.masked_fill((embeds == row).all(-1), token)
         return ids
 
+    def fit(self, program: Program) -> Program:
+        """A method's program as this family can run it. Raises NotImplementedError where it cannot."""
+        return program
+
+    def text_positions(self, position_ids: Tensor | None) -> Tensor | None:
+        """Those of the decoder's position ids that count tokens, `[B, n]`; None: take the slots' own order."""
+        return position_ids
+
+    def read_rotary(self, embeddings: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """cos and sin `[B or 1, n, d]` from what the decoder gives its layers."""
+        return embeddings
+
+    def write_rotary(self, embeddings: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """cos and sin `[B or 1, n, d]` as the layers want them."""
+        return embeddings
+
+    def take_injections(self, kwargs: dict[str, Any]) -> tuple[list[Tensor], dict[str, Any]]:
+        """Features that the decoder adds to its visual tokens after its first layers, one `[T, C]` per layer, and the
+        arguments of its forward without them."""
+        return [], kwargs
+
     @abstractmethod
     def watch(self, tower_outputs: list[VisualTokens]) -> Iterable[RemovableHandle]:
         """Hook the vision side: each run of the tower appends its tokens to `tower_outputs`, and leaves them in its
@@ -131,11 +156,6 @@ class Adapter(ABC):
                 )
             tokens.append(output[VISION])
         return pixels or bool(encoded), tokens
-
-
-def owner_of_vision_tower(model: nn.Module) -> nn.Module | None:
-    """The module that has `vision_tower` as its own child. hasattr would meet the compatibility properties of 4.5x."""
-    return next((m for m in model.modules() if "vision_tower" in m._modules), None)
 
 
 def visual_token_ids(config: Any) -> dict[str, int]:

@@ -1,0 +1,142 @@
+"""What Qwen's vision language models share: patches merged by squares, no [CLS], positions of (time, row, column)."""
+
+import math
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+import vitcop_kernels as ops
+from vitcop.layout import grid_positions
+from vitcop.methods.base import Program
+
+from .base import VISION, Adapter, VisualTokens
+
+PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
+
+
+@dataclass
+class MergedPatches:
+    """What a block of the vision tower computed for S patches, of which every `unit` consecutive ones are a token."""
+
+    qkv: Tensor  # [S, 3*H*d] before the rotary embedding
+    rotary: tuple[Tensor, Tensor]  # cos, sin [S, d]
+    rotate: Callable[..., tuple[Tensor, Tensor]]
+    num_heads: int
+    scale: float
+    unit: int
+    grids: list[tuple[int, int, int]]  # of each image or video: frames, rows and columns of tokens
+    place: Tensor | None  # [T] where the tower has the token of each place in raster order; None: there
+    kind: str
+
+    @property
+    def image_tokens(self) -> Sequence[int]:
+        return [math.prod(grid) for grid in self.grids]
+
+    def segments(self) -> Tensor:
+        """The frames: the tower attends within them."""
+        return torch.cat([torch.arange(f).repeat_interleave(rows * cols) for f, rows, cols in self.grids])
+
+    def saliency(self) -> Tensor:
+        """The mean attention that a token's patches receive from the patches of their frame, summed over heads."""
+        query, key = self.qkv.unflatten(-1, (3, self.num_heads, -1)).unbind(1)[:2]  # [S, H, d]
+        query, key = self.rotate(query, key, *self.rotary)
+        received, start = [], 0
+        for frames, rows, cols in self.grids:
+            size = rows * cols * self.unit
+            end = start + frames * size
+            q, k = (
+                t[start:end].unflatten(0, (frames, size)).transpose(1, 2) for t in (query, key)
+            )  # [frames, H, .., d]
+            received.append(ops.attention_saliency(q, k, scale=self.scale).flatten() / size)
+            start = end
+        return self._tokens(torch.cat(received))
+
+    def features(self) -> Tensor:
+        """[T, H*d] float32: the mean key of a token's patches, before the rotary embedding."""
+        return self._tokens(self.qkv.chunk(3, dim=-1)[1])
+
+    def positions(self) -> Tensor:
+        device = self.qkv.device
+        return torch.cat([grid_positions(r, c, device).repeat(frames, 1) for frames, r, c in self.grids])
+
+    def _tokens(self, patches: Tensor) -> Tensor:
+        """[S, ...] -> [T, ...]: means over the patches of each token, tokens in raster order."""
+        dtype = torch.promote_types(patches.dtype, torch.float32)
+        tokens = patches.unflatten(0, (-1, self.unit)).mean(1, dtype=dtype)
+        return tokens if self.place is None else tokens[self.place]
+
+
+class QwenVLAdapter(Adapter):
+    """Position ids count rows and columns instead of tokens: dropping tokens leaves those of all others as they are."""
+
+    tower = "visual"
+
+    def __init__(self, owner: Any) -> None:
+        super().__init__(owner)
+        self._kinds: list[str] = []  # of the tower's runs to come in this forward
+
+    @property
+    def block(self) -> Any:
+        """The last block of the tower that attends to whole frames."""
+        return self.owner.visual.blocks[-1]
+
+    def fit(self, program: Program) -> Program:
+        if program.positions == "released":
+            raise NotImplementedError(
+                "positions: expected 'compact' or 'original' where position ids are (time, row, column), got 'released'"
+            )
+        if program.positions == "original":
+            return program
+        note = "position ids are (time, row, column): survivors keep theirs, there is nothing to make contiguous"
+        return replace(program, positions="original", notes=[*program.notes, note])
+
+    def text_positions(self, position_ids: Tensor | None) -> Tensor | None:
+        return None  # never counted, never shifted
+
+    def place(self, grids: Sequence[tuple[int, int, int]]) -> Tensor | None:
+        """[T] on the CPU: where the tower has the token of each place in raster order. None: there."""
+        return None
+
+    def given(self, arguments: dict[str, Any]) -> tuple[bool, list[VisualTokens]]:
+        """The tower does not see which of the two it encodes: images come first, as far as they are not encoded yet."""
+        self._kinds[:] = [kind for kind, name in PIXELS.items() if arguments.get(name) is not None]
+        visual, tokens = super().given(arguments)
+        kinds = [kind for kind, output in (arguments.get("mm_encoder_outputs") or {}).items() if output is not None]
+        for kind, run in zip(kinds, tokens, strict=True):
+            assert isinstance(run, MergedPatches)
+            run.kind = kind
+        return visual, tokens
+
+    def watch(self, tower_outputs: list[VisualTokens]) -> Iterable[RemovableHandle]:
+        seen: dict[str, Any] = {}
+        attention = self.block.attn
+        rotate = sys.modules[type(attention).__module__].apply_rotary_pos_emb_vision
+        merge = self.owner.visual.spatial_merge_size
+
+        def before_attention(module: nn.Module, args: Any, kwargs: Any) -> None:
+            seen["rotary"] = kwargs["position_embeddings"]
+
+        def keep_qkv(module: nn.Module, args: Any, output: Tensor) -> None:
+            seen["qkv"] = output.detach()
+
+        def after_tower(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            grid = kwargs["grid_thw"] if "grid_thw" in kwargs else args[1]
+            grids = [(frames, rows // merge, cols // merge) for frames, rows, cols in grid.tolist()]
+            qkv, place = seen.pop("qkv"), self.place(grids)
+            tokens = MergedPatches(
+                qkv, seen.pop("rotary"), rotate, attention.num_heads, attention.scaling, merge * merge, grids,
+                None if place is None else place.to(qkv.device, non_blocking=True),
+                self._kinds.pop(0) if self._kinds else "image",
+            )  # fmt: skip
+            tower_outputs.append(tokens)
+            if isinstance(output, dict):
+                output[VISION] = tokens
+
+        yield attention.register_forward_pre_hook(before_attention, with_kwargs=True)
+        yield attention.qkv.register_forward_hook(keep_qkv)
+        yield self.owner.visual.register_forward_hook(after_tower, with_kwargs=True)

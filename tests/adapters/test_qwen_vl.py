@@ -1,0 +1,301 @@
+"""Qwen2.5-VL and Qwen3-VL under pruning, against a model that recomputes every token and patch without a cache."""
+
+import copy
+import functools
+from typing import Any
+
+import pytest
+import slow_qwen
+import torch
+from checks import OLD, TOLERANCE, generate
+from test_no_host_sync import Watch
+from test_restore import snapshot
+from tiny_qwen import FAMILIES, IMAGE, START, VIDEO, VOCABULARY, Sample, batch, prompt, tiny_qwen
+from torch import Tensor
+
+import vitcop
+from vitcop import ViTCoP
+from vitcop.adapters import adapter_for
+
+METHOD = ViTCoP(retention=0.3)
+
+
+@functools.cache
+def qwen(family: str, attention: str = "sdpa", dtype: torch.dtype = torch.float32) -> Any:
+    return tiny_qwen(family, attention=attention, dtype=dtype)
+
+
+def expected_logits(model: Any, method: Any, turns: list[Sample], answer: list[int], kept: Any = None) -> Tensor:
+    """[len(answer), vocabulary] logits that each token of `answer` is drawn from."""
+    with torch.no_grad():
+        everything = slow_qwen.logits(model, method, turns, answer, kept)
+    return everything[-len(answer) - 1 : -1]
+
+
+def assert_answers(model: Any, method: Any, samples: list[Sample], output: Any) -> None:
+    got = torch.stack(output.logits, dim=1)  # [B, steps, vocabulary]
+    for number, sample in enumerate(samples):
+        answer = output.sequences[number, -got.shape[1] :].tolist()
+        expected = expected_logits(model, method, [sample], answer)
+        torch.testing.assert_close(got[number], expected, atol=TOLERANCE, rtol=0)
+
+
+def position_ids(model: Any, turns: list[Sample]) -> list[Tensor]:
+    """[3, 1, n] of each turn of one conversation."""
+    tokens: list[Any] = []
+    ids = []
+    for number, turn in enumerate(turns):
+        new = slow_qwen.embed(model, turn, number, tokens)
+        tokens += new
+        ids.append(torch.tensor([token.place for token in new]).T[:, None])
+    return ids
+
+
+VARIANTS: dict[str, tuple[dict[str, Any], list[tuple[int, ...]], str]] = {
+    "paper": (dict(retention=0.3), [(4, 5)], "sdpa"),
+    "two sizes, eager": (dict(retention=0.3), [(3, 4), (5, 3)], "eager"),
+    "film": (dict(retention=0.4), [(2, 3, 4)], "sdpa"),
+    "film and picture": (dict(retention=0.4, positions="original"), [(2, 3, 3), (3, 4)], "sdpa"),
+    "merges of the release": (dict(retention=0.3, semantics="released", positions="original"), [(4, 5)], "sdpa"),
+    "attention": (dict(retention=0.3, saliency="attention"), [(4, 5)], "sdpa"),
+    "attention of the layer before": (
+        dict(retention=0.3, saliency="attention", key_source="previous"), [(4, 4)], "eager"
+    ),
+    "merge at layer 1, prune at 2": (
+        dict(stage1_ratio=0.6, stage2_ratio=0.4, shallow_layer=1, deep_layer=2, features="hidden"), [(4, 5)], "sdpa"
+    ),
+    "without Stage I": (dict(retention=0.5, stage1_ratio=1), [(4, 4)], "sdpa"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("name", VARIANTS)
+def test_greedy_equals_recomputing_every_token(family: str, name: str) -> None:
+    options, grids, attention = VARIANTS[name]
+    model, method, sample = qwen(family, attention), ViTCoP(**options), prompt(*grids, family=family)
+    output, report = generate(model, method, batch(model, [sample]), new=3)
+    assert report.visual_tokens == [sum(id in (IMAGE, VIDEO) for id in sample.ids)]
+    assert report.stages[-1].tokens_out[0] < report.stages[1].tokens_out[0] < report.visual_tokens[0]
+    if "stage1_ratio" not in options:
+        assert report.stages[1].merged is not None and report.stages[1].merged.any()
+    assert_answers(model, method, [sample], output)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_padded_batch_of_0_1_and_2_images_equals_each_sample_alone(family: str) -> None:
+    model = qwen(family)
+    samples = [prompt(*grids, family=family) for grids in ([(3, 4)], [], [(2, 3, 3), (4, 3)], [(4, 3)])]
+    output, report = generate(model, METHOD, batch(model, samples), new=2)
+    assert report.visual_tokens == [12, 0, 30, 12]
+    assert_answers(model, METHOD, samples, output)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_forward_keeps_the_length_and_zeroes_what_was_pruned(family: str, side: str) -> None:
+    model = qwen(family, "eager" if side == "right" else "sdpa")
+    samples = [prompt(*grids, family=family) for grids in ([(3, 4)], [(3, 3), (2, 4)], [(2, 3, 3)])]
+    inputs = batch(model, samples, side)
+    with vitcop.prune(model, METHOD), torch.no_grad():
+        output = model(**inputs, use_cache=False)
+    assert output.logits.shape == (*inputs["input_ids"].shape, VOCABULARY)
+    for number, sample in enumerate(samples):
+        got = output.logits[number][inputs["attention_mask"][number].bool()]
+        with torch.no_grad():
+            expected = slow_qwen.logits(model, METHOD, [sample], [])
+        alive = ~expected.isnan().any(-1)
+        assert (~alive).sum() > 0
+        torch.testing.assert_close(got[alive], expected[alive], atol=TOLERANCE, rtol=0)
+        assert (got[~alive] == 0).all()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_turns_with_images_reuse_one_cache(family: str) -> None:
+    """Each turn prunes its own images alone and sees the earlier ones as they were left; ids go on in three axes."""
+    model = qwen(family)
+    turns = [
+        prompt((3, 4), family=family), Sample([11, 12], []), prompt((4, 3), (2, 2, 3), family=family, seed=4),
+        Sample([13], []),
+    ]  # fmt: skip
+    got, cache = [], None
+    with vitcop.prune(model, METHOD) as report, torch.no_grad():
+        for turn, ids in zip(turns, position_ids(model, turns), strict=True):
+            inputs = batch(model, [turn])
+            del inputs["attention_mask"]
+            output = model(**inputs, position_ids=ids, past_key_values=cache, use_cache=True)
+            cache = output.past_key_values
+            got.append(output.logits[0])
+    assert report.visual_tokens == [24]
+    assert cache is not None and cache.get_seq_length() == sum(len(turn.ids) for turn in turns)
+    with torch.no_grad():
+        expected = slow_qwen.logits(model, METHOD, turns, [])
+    alive = ~expected.isnan().any(-1)
+    torch.testing.assert_close(torch.cat(got)[alive], expected[alive], atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_later_text_turn_goes_on_behind_the_picture(family: str) -> None:
+    """The model's own position ids, from its rope deltas and the length of the unpruned prompt."""
+    model, sample = qwen(family), prompt((4, 3), family=family)
+    inputs = batch(model, [sample])
+    with vitcop.prune(model, METHOD), torch.no_grad():
+        cache = model(**inputs, use_cache=True).past_key_values
+        said = torch.tensor([[11, 12, 13]])
+        options = {"cache_position": len(sample.ids) + torch.arange(3)} if OLD else {}
+        got = model(input_ids=said, past_key_values=cache, **options).logits[0]
+    expected = expected_logits(model, METHOD, [sample], [11, 12, 13, 0])[1:]
+    torch.testing.assert_close(got, expected, atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_bfloat16(family: str) -> None:
+    """Near-ties may be ranked differently in half precision, so the reference is told what was kept."""
+    model, method = qwen(family, dtype=torch.bfloat16), ViTCoP(retention=0.3, saliency="key_norm_only")
+    sample = prompt((4, 5), family=family)
+    output, report = generate(model, method, batch(model, [sample], dtype=torch.bfloat16), new=2)
+    kept = [stage.kept[0].tolist() for stage in report.stages]
+    answer = output.sequences[0, -2:].tolist()
+    got = torch.stack(output.logits, dim=1)[0].float()
+    for media in sample.media:
+        media.pixels = media.pixels.bfloat16().float()
+    slow = expected_logits(model, method, [sample], answer, kept=kept)
+    truth = expected_logits(copy.deepcopy(model).float(), method, [sample], answer, kept=kept)
+    # As far from the truth as another bfloat16 computation of the same thing.
+    assert (got - truth).pow(2).mean() <= 2 * (slow - truth).pow(2).mean()
+    assert (got - truth).pow(2).mean() < 0.1 * truth.var()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_retaining_everything_equals_the_unpruned_model_bit_for_bit(family: str) -> None:
+    model = qwen(family)
+    method = ViTCoP(stage1_ratio=1, stage2_ratio=1, stage3_ratio=1)
+    inputs = batch(model, [prompt((3, 4), family=family), prompt((2, 3, 3), (2, 4), family=family)])
+    with torch.no_grad():
+        plain = model(**inputs).logits
+        with vitcop.prune(model, method) as report:
+            assert torch.equal(model(**inputs).logits, plain)
+    assert report.stages[-1].tokens_out == report.visual_tokens == [12, 26]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_text_alone_is_left_as_it_is(family: str) -> None:
+    model = qwen(family)
+    inputs = batch(model, [prompt(family=family)])
+    plain = model.generate(**inputs, max_new_tokens=3, do_sample=False)
+    output, report = generate(model, METHOD, inputs, new=3)
+    assert torch.equal(output.sequences, plain)
+    assert report.stages == []
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_beams_are_those_of_single_sequences(family: str) -> None:
+    """Beams repeat pictures, prompts and what is added to them: the best one's probability is the reference's."""
+    model = qwen(family)
+    samples = [prompt((3, 4), family=family), prompt((4, 3), family=family, seed=3)]
+    output, _ = generate(
+        model, METHOD, batch(model, samples), new=2, num_beams=2, output_scores=True, length_penalty=0.0
+    )
+    for number, sample in enumerate(samples):
+        answer = output.sequences[number, -2:].tolist()
+        steps = expected_logits(model, METHOD, [sample], answer).log_softmax(-1)
+        total = sum(float(step[token]) for step, token in zip(steps, answer, strict=True))
+        assert output.sequences_scores[number].item() == pytest.approx(total, abs=1e-3)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_prompt_lookup_equals_greedy(family: str) -> None:
+    model, sample = qwen(family), prompt((3, 4), family=family)
+    sample.ids += sample.ids[-4:] + sample.ids[-4:]  # something to look up
+    inputs = batch(model, [sample])
+    greedy, _ = generate(model, METHOD, inputs, new=8, eos_token_id=0)
+    lookup, _ = generate(model, METHOD, inputs, new=8, eos_token_id=0, prompt_lookup_num_tokens=3)
+    assert torch.equal(greedy.sequences, lookup.sequences)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradients_flow_through_what_survives(family: str) -> None:
+    model = qwen(family)
+    inputs = batch(model, [prompt((3, 4), family=family)])
+    labels = inputs["input_ids"].masked_fill(inputs["input_ids"] == IMAGE, -100)
+    mergers = [model.model.visual.merger, *getattr(model.model.visual, "deepstack_merger_list", [])]
+    weights = [next(w for w in merger.parameters() if w.dim() > 1) for merger in mergers]
+    with vitcop.prune(model, METHOD):
+        grads = torch.autograd.grad(model(**inputs, labels=labels).loss, weights)
+    assert len(grads) == (1 if family == "qwen2_5_vl" else 4)
+    assert all(grad.isfinite().all() and (grad != 0).any() for grad in grads)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_no_value_is_read_in_the_decoder(family: str) -> None:
+    model, watch = qwen(family), Watch()
+    decoder = model.model.language_model
+    inputs = batch(model, [prompt((3, 4), (2, 2, 3), family=family), prompt((3, 3), family=family)])
+    with vitcop.prune(model, METHOD) as report, torch.no_grad():
+        first = decoder.layers[0].register_forward_pre_hook(lambda *_: watch.__enter__() and None, prepend=True)
+        last = decoder.norm.register_forward_pre_hook(lambda *_: watch.__exit__(None, None, None))
+        model(**inputs)
+        first.remove()
+        last.remove()
+    assert len(report.stages) == 3
+    assert watch.count > 100
+    assert watch.found == []
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_model_is_as_before(family: str) -> None:
+    model = qwen(family)
+    inputs = batch(model, [prompt((3, 4), family=family)])
+    with torch.no_grad():
+        plain = model(**inputs).logits
+        before = snapshot(model)
+        before.pop("model.rope_deltas")  # made anew by each prefill
+        with vitcop.prune(model, METHOD):
+            assert not torch.equal(model(**inputs).logits, plain)
+        after = snapshot(model)
+        after.pop("model.rope_deltas")
+        assert after == before
+        assert torch.equal(model(**inputs).logits, plain)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_positions_cannot_be_made_contiguous(family: str) -> None:
+    model = qwen(family)
+    with vitcop.prune(model, METHOD) as report:
+        assert report.positions == "original"
+        assert any("survivors keep theirs" in note for note in report.notes)
+    with vitcop.prune(model, ViTCoP(retention=0.3, positions="original")) as report:
+        assert not any("survivors" in note for note in report.notes)
+    with pytest.raises(NotImplementedError, match=r"positions: expected 'compact' or 'original'.*got 'released'"):
+        vitcop.attach(model, ViTCoP(retention=0.3, semantics="released"))
+
+
+def test_towers_that_cannot_be_pruned() -> None:
+    model = tiny_qwen("qwen2_5_vl", layers=3)
+    model.model.visual.fullatt_block_indexes = []
+    with pytest.raises(NotImplementedError, match="fullatt_block_indexes: expected a vision block with full attention"):
+        vitcop.attach(model, METHOD)
+    with pytest.raises(NotImplementedError, match="expected fewer than the decoder's 3 layers, got 3"):
+        vitcop.attach(tiny_qwen("qwen3_vl", layers=3), METHOD)
+
+
+def test_wrong_placeholders_are_refused() -> None:
+    model, sample = qwen("qwen2_5_vl"), prompt((3, 4))
+    inputs = batch(model, [sample])
+    with vitcop.prune(model, METHOD), torch.no_grad():
+        with pytest.raises(ValueError, match="visual tokens exactly where images are given"):
+            model(input_ids=torch.tensor([[1, START, 3]]), pixel_values=inputs["pixel_values"])
+        model(**inputs)
+
+
+@pytest.mark.parametrize("grids", [[(1, 4, 4)], [(2, 5, 3), (1, 1, 7)], [(3, 3, 8), (1, 2, 2), (1, 6, 5)]])
+def test_the_order_of_windows_is_the_models(grids: list[tuple[int, int, int]]) -> None:
+    tower = qwen("qwen2_5_vl").model.visual
+    grid = torch.tensor([(frames, 2 * rows, 2 * cols) for frames, rows, cols in grids])
+    if OLD:
+        index = tower.get_window_index(grid)[0]
+    else:
+        from transformers.vision_utils import get_vision_window_index
+
+        index, _ = get_vision_window_index(grid, spatial_merge_size=2, window_size=16, patch_size=4)
+    adapter: Any = adapter_for(qwen("qwen2_5_vl"))
+    assert torch.equal(adapter.place(grids), index.argsort())
