@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 BUILD_TOOLS := "setuptools>=77" "cmake>=3.24" ninja pybind11
 NATIVE := CMakeLists.txt setup.py $(shell find csrc -name '*.cpp' -o -name '*.h')
 
-.PHONY: demo test test-transformers-4 lint format bench gpu-report readme wheel build clean
+.PHONY: demo test test-transformers-4 test-eval lint format bench gpu-report readme wheel build clean
 
 demo: build
 	$(BIN)/vitcop run --out out/demo
@@ -21,6 +21,10 @@ test: build
 # The adapter suite once more, with the oldest transformers we support.
 test-transformers-4: $(VENV)-4/.installed
 	$(VENV)-4/bin/python -m pytest tests/adapters tests/methods
+
+# The models of lmms-eval, with lmms-eval itself; its requirements are named, since its own list pulls a CUDA torch.
+test-eval: $(VENV)/.installed-eval
+	$(BIN)/python -m pytest tests/evaluation
 
 lint: build
 	$(BIN)/ruff check .
@@ -51,6 +55,10 @@ wheel: build
 	$(PIP) wheel . --no-deps --no-build-isolation --wheel-dir dist
 
 build: $(VENV)/.installed
+
+$(VENV)/.installed-eval: $(VENV)/.installed tests/evaluation/requirements.txt
+	$(PIP) install --no-deps -r tests/evaluation/requirements.txt
+	touch $@
 
 clean:
 	rm -rf $(VENV) $(VENV)-4 build dist out vitcop_kernels/*.so

@@ -103,6 +103,69 @@ def run_command(
         _fail(str(error))
 
 
+@app.command("eval")
+def eval_command(
+    model: Annotated[str, typer.Option(help="A llava-hf checkpoint: folder or hub id.")],
+    tasks: Annotated[str, typer.Option(help="Tasks of lmms-eval, separated by commas.")],
+    method: Annotated[list[str], typer.Option(help="Repeat it to compare several.")] = ["vitcop"],  # noqa: B006
+    retain: Annotated[list[int] | None, typer.Option(help="Visual tokens kept; repeat for several budgets.")] = None,
+    retention: Annotated[list[str] | None, typer.Option(help="The same as a share of them, such as 1/9.")] = None,
+    option: Annotated[
+        list[str] | None, typer.Option(help="An option of the methods, such as semantics=released; repeat for several.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Prompts answered at a time.")] = 8,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first questions of each task.")] = None,
+    chat: Annotated[bool, typer.Option(help="Ask in messages where a task has them.")] = False,
+    include: Annotated[Path | None, typer.Option(help="Folder with tasks of your own.")] = None,
+    dtype: Annotated[Dtype | None, typer.Option(help="(default: the checkpoint's)")] = None,
+    device: Annotated[str | None, typer.Option(help="(default: cuda if there is one, else cpu)")] = None,
+    out: Annotated[Path, typer.Option(help="Where the results go.")] = Path("vitcop-eval/results.json"),
+) -> None:
+    """Score methods on tasks of lmms-eval, beside the unpruned model, in the form of the paper's Table 1."""
+    missing = doctor.missing_extras("transformers", "lmms_eval")
+    if missing:
+        _fail(f"`vitcop eval` needs {', '.join(missing)}: pip install 'vitcop[eval]'")
+    from .compare import UserError
+    from .evaluation import study
+
+    console = Console()
+    try:
+        options = dict(_pair(text) for text in option or [])
+        names = [name for name in tasks.split(",") if name]
+        settings = study.settings_for(method, retain or [], [_share(text) for text in retention or []], options)
+        rows = study.evaluate(
+            model, names, settings, batch_size=batch_size, limit=limit, device=device,
+            dtype=None if dtype is None else dtype.value, include=include, chat=chat,
+            tell=lambda what: console.print(what, highlight=False, markup=False),
+        )  # fmt: skip
+    except UserError as error:
+        _fail(str(error))
+    if not rows:
+        return
+    study.save(out, rows, {"model": model, "tasks": names, "limit": limit, "vitcop": __version__})
+    console.print(study.table(rows))
+    console.print(f"results: {out}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _share(text: str) -> float:
+    from .compare import UserError
+    from .evaluation.settings import number
+
+    value = number(text)
+    if not isinstance(value, int | float):
+        raise UserError(f"--retention: expected a share of the visual tokens, such as 0.1 or 1/9, got {text!r}")
+    return float(value)
+
+
+def _pair(text: str) -> tuple[str, str]:
+    from .compare import UserError
+
+    name, sign, value = text.partition("=")
+    if not (name and sign and value):
+        raise UserError(f"--option: expected name=value, got {text!r}")
+    return name, value
+
+
 def _run(
     console: Console, *, model: str | None, image: Path, prompt: str, retain: int | None, retention: float | None,
     semantics: str, max_new_tokens: int, dtype: str | None, device: str | None, out: Path, seed: int | None,
