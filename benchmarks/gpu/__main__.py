@@ -16,9 +16,11 @@ def main() -> None:
     parser.add_argument("--only", action="append", choices=PARTS, help="this part (may be given again)")
     parser.add_argument("--limit", type=float, help="seconds")
     parser.add_argument("--models", help="only models whose name contains this")
+    parser.add_argument("--phases-only", action="store_true", help="without the cooperative launch of vic_cluster")
     options = parser.parse_args()
     device = pick_device(options.dry_run)
     plan = plan_for(options.dry_run, options.quick)
+    plan.one_launch = not options.phases_only
     if options.limit:
         plan.limit = options.limit
     if options.models:

@@ -98,11 +98,15 @@ def check_launch_shapes(device: Device, chain: Chain, call: Call) -> str:
 
 
 def run_checks(
-    device: Device, cases: list[Case], call: Call, budget: Budget, repeats: int
-) -> tuple[list[Record], dict]:
-    """(records, ops that are wrong: why)."""
-    records: list[Record] = []
-    wrong: dict[str, str] = {}
+    device: Device,
+    cases: list[Case],
+    call: Call,
+    budget: Budget,
+    repeats: int,
+    records: list[Record],
+    wrong: dict[str, str],
+) -> None:
+    """Adds a record a check to `records`, and the ops that failed one, with the reason, to `wrong`."""
     seen: set[str] = set()
 
     def record(case: Case, name: str, check: Callable[[], str], ops: set[str]) -> None:
@@ -144,7 +148,6 @@ def run_checks(
             record(
                 chain.case, "repeats", lambda chain=chain: check_repeats(device, chain, call, repeats), chain.ops
             )  # fmt: skip
-    return records, wrong
 
 
 def _blamed(error: dict[str, str], ops: set[str]) -> set[str]:

@@ -13,10 +13,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 Way = Callable[[], Any]
-NVIDIA_SMI = (
-    "clocks.sm,clocks.mem,clocks.max.sm,power.draw,power.limit,temperature.gpu,driver_version,"
-    "clocks_throttle_reasons.active,persistence_mode"
-)
+NVIDIA_SMI = "clocks.sm,clocks.mem,clocks.max.sm,power.draw,power.limit,temperature.gpu,driver_version,persistence_mode"
+THROTTLED = ",clocks_event_reasons.active"  # which older drivers call otherwise
 
 
 class Device(Protocol):
@@ -75,12 +73,18 @@ class CudaDevice:
 
     def state(self) -> dict[str, str]:
         """Clocks, power, temperature and driver, where nvidia-smi is there to say."""
-        command = ["nvidia-smi", f"--query-gpu={NVIDIA_SMI}", "--format=csv,noheader", f"--id={self.device.index}"]
-        try:
-            text = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout
-        except (OSError, subprocess.SubprocessError) as error:
-            return {"nvidia-smi": f"not available: {type(error).__name__}"}
-        return dict(zip(NVIDIA_SMI.split(","), (value.strip() for value in text.split(",")), strict=False))
+        uuid = getattr(torch.cuda.get_device_properties(self.device), "uuid", None)
+        which = str(self.device.index) if uuid is None else f"GPU-{uuid}"  # the index is one among the visible
+        why = ""
+        for query in (NVIDIA_SMI + THROTTLED, NVIDIA_SMI):
+            command = ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader", f"--id={which}"]
+            try:
+                text = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout
+            except (OSError, subprocess.SubprocessError) as error:
+                why = f"not available: {type(error).__name__}"
+                continue
+            return dict(zip(query.split(","), (value.strip() for value in text.split(",")), strict=False))
+        return {"nvidia-smi": why}
 
     def synchronize(self) -> None:
         torch.cuda.synchronize(self.device)
@@ -102,16 +106,21 @@ class CudaDevice:
 
     def capture(self, way: Way) -> tuple[Way, Any]:
         """(replay, the outputs that a replay writes)."""
+        stream = torch.cuda.current_stream()
         side = torch.cuda.Stream(self.device)
-        side.wait_stream(torch.cuda.current_stream())
+        side.wait_stream(stream)
         with torch.cuda.stream(side):
             for _ in range(2):
                 way()
-        torch.cuda.current_stream().wait_stream(side)
+        stream.wait_stream(side)
         self.synchronize()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            out = way()
+        try:
+            with torch.cuda.graph(graph):
+                out = way()
+        except BaseException:  # leaving a capture that failed, torch may leave its stream behind
+            torch.cuda.set_stream(stream)
+            raise
         return graph.replay, out
 
     def flush(self) -> None:

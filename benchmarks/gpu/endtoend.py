@@ -23,9 +23,15 @@ USED = {
 
 
 def measure_models(
-    device: Device, specs: list[Spec], wrong: dict[str, str], budget: Budget, rounds: int, steps: int
-) -> list[Record]:
-    records = []
+    device: Device,
+    specs: list[Spec],
+    wrong: dict[str, str],
+    budget: Budget,
+    rounds: int,
+    steps: int,
+    records: list[Record],
+) -> None:
+    """Adds a record a model: its runs, or why there are none."""
     for spec in specs:
         record: Record = {"model": spec.name, "visual_tokens": spec.visual, "text_tokens": TEXT, "layers": spec.layers,
                           "weights": "random", "dtype": "bfloat16", "runs": []}  # fmt: skip
@@ -53,7 +59,6 @@ def measure_models(
                 bench = Bench(device, spec, model, batch, wrong, budget, rounds, steps, record["runs"])
                 bench.run()
         del model, bench
-    return records
 
 
 class Bench:
@@ -73,7 +78,13 @@ class Bench:
             self._record("all", None, {"status": "not measured", "why": f"memory: needs about {need / 2**30:.0f} GiB"})
             self.budget.skip(f"{self.spec.name}, batch {self.batch}", "memory")
             return
-        self.inputs = prompt(self.spec, self.batch, self.device.device)
+        made, error = self.budget.piece(
+            f"{self.spec.name}, batch {self.batch}, inputs", lambda: prompt(self.spec, self.batch, self.device.device)
+        )
+        if error is not None:
+            self._record("all", None, error)
+            return
+        self.inputs = made
         retentions = self.spec.retentions if self.batch == 1 else (1 / 9,)
         if self.batch > 1 and 1 / 9 not in self.spec.retentions:
             retentions = self.spec.retentions[-1:]

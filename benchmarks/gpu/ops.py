@@ -26,9 +26,10 @@ def measure_ops(
     budget: Budget,
     found: dict[str, Any],
     seconds: float,
-) -> list[Record]:
-    """A record per case: timings of each way, or why there are none. First our side of everything, then the others."""
-    records, chains = [], []
+    records: list[Record],
+) -> None:
+    """Adds a record a case: timings of each way, or why there are none. Our side of everything comes first."""
+    chains: list[tuple[Chain, Record]] = []
     for case in cases:
         record: Record = {
             "op": case.op, "shape": case.shape, "dtype": case.dtype, "where": case.where, "target_us": case.target_us,
@@ -62,7 +63,6 @@ def measure_ops(
     for chain, record in chains:
         if record["status"] == "measured" and "eager" in chain.others:
             record["ways"]["compiled"] = _compiled(device, chain, compiled, budget, seconds)
-    return records
 
 
 def ops_of(case: Case) -> set[str]:

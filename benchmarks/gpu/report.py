@@ -26,7 +26,7 @@ from .endtoend import measure_models
 from .models import Spec, real_models, tiny_models
 from .ops import measure_ops
 from .sanitizer import Sanitizer
-from .smoke import compiling, run_smoke
+from .smoke import command, compiling, run_smoke
 from .timing import METHOD, ceilings
 
 SCHEMA = 1
@@ -45,6 +45,7 @@ class Plan:
     rounds: int = 7
     steps: int = 16
     parts: tuple[str, ...] = PARTS
+    one_launch: bool = True  # vic_cluster may take its cooperative launch
     sanitizer: str | None = None  # the tool, if not the one that is found
     replaced: dict[str, Call] = field(default_factory=dict)  # ops exchanged for others, to test the checks
 
@@ -81,10 +82,10 @@ class Report:
         self.result: dict[str, Any] = {
             "benchmark": "gpu-report", "schema": SCHEMA, "dry_run": device.dry_run,
             "date": now.isoformat("T", "seconds"), "commit": commit(), "device": device.facts(),
-            "versions": versions(), "method": METHOD, "complete": False,
+            "versions": versions(), "method": METHOD, "complete": False, "one_launch": self.plan.one_launch,
             "ceilings": {}, "smoke": [], "sanitizer": [], "checks": [], "wrong": {}, "ops": [], "models": [],
             "targets": [], "not_measured": self.budget.not_measured, "errors": [], "plots": [], "aborted": None,
-            "clocks_after": {},
+            "clocks": [],
         }  # fmt: skip
 
     @property
@@ -95,27 +96,29 @@ class Report:
 
     def run(self) -> Path:
         dog = watchdog(self.budget, self._abort)
-        try:
-            with self._recorded("smoke"), self.budget.part("smoke"):
-                self._smoke()
-            with self._recorded("checks"), self.budget.part("checks"):
-                self._checks()
-            with self._recorded("ops"), self.budget.part("ops"):
-                self._ops()
-            with self._recorded("models"), self.budget.part("models"):
-                self._models()
-            with self._recorded("targets"):
-                self.result["targets"] = targets.rows(self.result)
-            self.result["complete"] = set(self.plan.parts) == set(PARTS)
-            self.result["clocks_after"] = self.device.state()
-        finally:
-            dog.cancel()
-            self._write()
+        with self.device.one_launch(False) if not self.plan.one_launch else contextlib.nullcontext():
+            self._run_parts(dog)
         with self._recorded("plots"):
             self.result["plots"], why = plots.draw(self.result, self.folder, self.stem)
             if why:
                 self.budget.skip("plots", why)
         return self._write()
+
+    def _run_parts(self, dog: threading.Timer) -> None:
+        try:
+            for part, do in (
+                ("smoke", self._smoke), ("checks", self._checks), ("ops", self._ops), ("models", self._models)
+            ):  # fmt: skip
+                with self._recorded(part), self.budget.part(part):
+                    do()
+                self.result["clocks"].append({"after": part} | self.device.state())
+                self._write()
+            with self._recorded("targets"):
+                self.result["targets"] = targets.rows(self.result)
+            self.result["complete"] = set(self.plan.parts) == set(PARTS) and not self.result["errors"]
+        finally:
+            dog.cancel()
+            self._write()
 
     @contextlib.contextmanager
     def _recorded(self, part: str) -> Iterator[None]:
@@ -134,8 +137,9 @@ class Report:
         if not self._wanted("smoke"):
             return
         processes = 1 if self.device.dry_run else max(1, min(8, (os.cpu_count() or 2) - 2))
-        with compiling(self.device.dry_run, processes, lambda: self.budget.left):
-            records = run_smoke(self.device.dry_run, self.budget.left)
+        line = command(dry_run=self.device.dry_run, one_launch=self.plan.one_launch)
+        with compiling(line, processes, lambda: self.budget.left):
+            records = run_smoke(line, self.budget.left)
         self.result["smoke"] = records
         for record in records:
             if record["status"] == "failed":
@@ -145,14 +149,14 @@ class Report:
     def _checks(self) -> None:
         sanitizer = None
         if self._wanted("sanitizer"):
-            sanitizer = Sanitizer(self.device.dry_run, self.plan.sanitizer)
+            sanitizer = Sanitizer(self.device.dry_run, self.plan.sanitizer, self.plan.one_launch)
         if self._wanted("checks"):
             call = replacing(self.plan.replaced)
             # What crashed or hung by itself is not started in this process.
             cases = [c for c in self.plan.cases if not self._crashed(c)]
-            records, wrong = run_checks(self.device, cases, call, self.budget, self.plan.repeats)
-            self.result["checks"] = records
-            self.result["wrong"] |= {op: why for op, why in wrong.items() if op not in self.result["wrong"]}
+            run_checks(
+                self.device, cases, call, self.budget, self.plan.repeats, self.result["checks"], self.result["wrong"]
+            )
         if sanitizer is not None:
             self.result["sanitizer"] = sanitizer.finish(max(5.0, self.budget.left))
 
@@ -172,22 +176,29 @@ class Report:
         with self._recorded("ceilings"):
             self.result["ceilings"] = ceilings(self.device)
         refused = self._unchecked() | self.result["wrong"]
-        self.result["ops"] = measure_ops(
+        measure_ops(
             self.device, self.plan.cases, replacing(self.plan.replaced), refused, self.budget, self.result["ceilings"],
-            self.plan.seconds,
+            self.plan.seconds, self.result["ops"],
         )  # fmt: skip
 
     def _models(self) -> None:
         if not self._wanted("models"):
             return
         refused = self._unchecked() | self.result["wrong"]
-        self.result["models"] = measure_models(
-            self.device, self.plan.models, refused, self.budget, self.plan.rounds, self.plan.steps
-        )
+        measure_models(
+            self.device, self.plan.models, refused, self.budget, self.plan.rounds, self.plan.steps,
+            self.result["models"],
+        )  # fmt: skip
 
     def _abort(self, why: str) -> None:
         self.result["aborted"] = why
-        print(f"gpu-report: {why}; {self._write()}", flush=True)
+        for _ in range(5):
+            try:
+                path = self._write()
+            except RuntimeError:  # the other thread has added to it meanwhile
+                continue
+            print(f"gpu-report: {why}; {path}", flush=True)
+            return
 
     def _write(self) -> Path:
         with self._lock:
@@ -196,7 +207,8 @@ class Report:
             }  # fmt: skip
             self.folder.mkdir(parents=True, exist_ok=True)
             path = self.folder / f"{self.stem}.json"
-            path.write_text(json.dumps(self.result, indent=1, default=str) + "\n")
+            content = json.dumps(self.result, indent=1, default=str) + "\n"
+            path.write_text(content)
         return path
 
 

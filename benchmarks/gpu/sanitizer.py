@@ -22,7 +22,7 @@ def find() -> str | None:
 class Sanitizer:
     """Starts the tools side by side; nothing is timed while they run."""
 
-    def __init__(self, dry_run: bool, tool: str | None = None) -> None:
+    def __init__(self, dry_run: bool, tool: str | None = None, one_launch: bool = True) -> None:
         self.why = ""
         self._running: dict[str, tuple[subprocess.Popen, Path]] = {}
         tool = tool or find()
@@ -38,7 +38,7 @@ class Sanitizer:
             path = Path(tempfile.mkstemp(suffix=f"-{name}.txt")[1])
             with path.open("w") as log:
                 line = [str(tool), "--tool", name, "--error-exitcode", "9", "--print-limit", "20",
-                        *command("--no-values", dry_run=dry_run)]  # fmt: skip
+                        *command("--no-values", dry_run=dry_run, one_launch=one_launch)]  # fmt: skip
                 process = subprocess.Popen(line, cwd=ROOT, env=env, stdout=log, stderr=subprocess.STDOUT)
             self._running[name] = process, path
 

@@ -9,8 +9,10 @@ those that will be measured: several processes launch them beforehand, only so t
 import argparse
 import contextlib
 import os
+import queue
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -58,6 +60,7 @@ def main() -> None:
     parser.add_argument("--no-values", action="store_true", help="only launch: under a sanitizer")
     parser.add_argument("--skip", action="append", default=[])
     parser.add_argument("--real", action="store_true", help="the cases of the report")
+    parser.add_argument("--phases-only", action="store_true", help="without the cooperative launch of vic_cluster")
     parser.add_argument("--slice", default="0/1", help="k/n: every n-th item, from the k-th")
     options = parser.parse_args()
 
@@ -68,7 +71,7 @@ def main() -> None:
     device: Any = DryRun() if options.dry_run else CudaDevice()
     first, step = map(int, options.slice.split("/"))
     for name, case, together in list(items(options.dry_run, options.real))[first::step]:
-        if name in options.skip:
+        if name in options.skip or (together and options.phases_only):
             continue
         print(f"begin {name}", flush=True)
         try:
@@ -87,8 +90,9 @@ def main() -> None:
             print(f"ok {name}", flush=True)
 
 
-def command(*more: str, dry_run: bool) -> list[str]:
-    return [sys.executable, "-m", "benchmarks.gpu.smoke", *(["--dry-run"] if dry_run else []), *more]
+def command(*more: str, dry_run: bool, one_launch: bool = True) -> list[str]:
+    options = ["--dry-run"] * dry_run + ["--phases-only"] * (not one_launch)
+    return [sys.executable, "-m", "benchmarks.gpu.smoke", *options, *more]
 
 
 def environment() -> dict[str, str]:
@@ -97,7 +101,7 @@ def environment() -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def compiling(dry_run: bool, processes: int, until: Callable[[], float]) -> Iterator[None]:
+def compiling(line: list[str], processes: int, until: Callable[[], float]) -> Iterator[None]:
     """Meanwhile, the kernels of the real cases are compiled into Triton's cache by processes of their own.
 
     They are given until `until()` seconds are left, and are gone afterwards: nothing else runs while we time.
@@ -105,12 +109,12 @@ def compiling(dry_run: bool, processes: int, until: Callable[[], float]) -> Iter
     running = []
     try:
         for k in range(processes):
-            line = command("--no-values", "--real", "--slice", f"{k}/{processes}", dry_run=dry_run)
             running.append(
                 subprocess.Popen(
-                    line, cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+                    [*line, "--no-values", "--real", "--slice", f"{k}/{processes}"], cwd=ROOT, env=environment(),
+                    stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
                 )
-            )
+            )  # fmt: skip
         yield
         for process in running:
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -121,42 +125,28 @@ def compiling(dry_run: bool, processes: int, until: Callable[[], float]) -> Iter
             process.wait()
 
 
-def run_smoke(dry_run: bool, seconds: float, attempts: int = 4) -> list[dict[str, str]]:
-    """Records of all items; after a crash or a hang the rest is tried in another process."""
+def run_smoke(line: list[str], seconds: float, stall: float = 60.0, attempts: int = 4) -> list[dict[str, str]]:
+    """Records of all items; after a crash, or `stall` seconds without a word, the rest is tried in another process."""
     records: list[dict[str, str]] = []
     skip: list[str] = []
     end = time.monotonic() + seconds
     for _ in range(attempts):
-        left = end - time.monotonic()
-        if left <= 0:
-            break
         more = [word for name in skip for word in ("--skip", name)]
-        died = ""
-        try:
-            done = subprocess.run(
-                command(*more, dry_run=dry_run), cwd=ROOT, env=environment(), text=True, timeout=left,
-                stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            )  # fmt: skip
-            text = done.stdout
-            if done.returncode != 0:
-                died = f"process ended with {done.returncode}: {text[-1500:]}"
-        except subprocess.TimeoutExpired as error:
-            out = error.stdout or b""
-            text = out.decode(errors="replace") if isinstance(out, bytes) else out
-            died = f"did not return within {left:.0f} s"
-        lines = text.splitlines()
-        begun = [line[6:] for line in lines if line.startswith("begin ")]
-        for line in lines:
-            if line.startswith("ok "):
-                records.append({"item": line[3:], "status": "passed"})
-                skip.append(line[3:])
-            elif line.startswith("wrong "):
-                name, _, why = line[6:].partition(": ")
+        lines, died = _listen([*line, *more], end, stall)
+        begun = [text[6:] for text in lines if text.startswith("begin ")]
+        for text in lines:
+            if text.startswith("ok "):
+                records.append({"item": text[3:], "status": "passed"})
+                skip.append(text[3:])
+            elif text.startswith("wrong "):
+                name, _, why = text[6:].partition(": ")
                 missing = why.startswith("NotImplementedError")
                 records.append({"item": name, "status": "skipped" if missing else "failed", "why": why})
                 skip.append(name)
         if not died:
             return records
+        if died == "time":
+            break
         culprit = begun[-1] if begun and begun[-1] not in skip else "start of the process"
         records.append({"item": culprit, "status": "failed", "why": died})
         skip.append(culprit)
@@ -164,6 +154,42 @@ def run_smoke(dry_run: bool, seconds: float, attempts: int = 4) -> list[dict[str
             return records
     records.append({"item": "the rest", "status": "not measured", "why": "time"})
     return records
+
+
+def _listen(line: list[str], end: float, stall: float) -> tuple[list[str], str]:
+    """(what a process printed, how it died or "")."""
+    process = subprocess.Popen(
+        line, cwd=ROOT, env=environment(), text=True, errors="replace", stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    heard: queue.Queue[str | None] = queue.Queue()
+
+    def read() -> None:
+        for text in process.stdout or ():
+            heard.put(text.rstrip("\n"))
+        heard.put(None)
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    lines: list[str] = []
+    try:
+        while True:
+            left = end - time.monotonic()
+            if left <= 0:
+                return lines, "time"
+            try:
+                text = heard.get(timeout=min(stall, left))
+            except queue.Empty:
+                if end - time.monotonic() <= 0:
+                    return lines, "time"
+                return lines, f"no word for {stall:g} s"
+            if text is None:
+                break
+            lines.append(text)
+        code = process.wait()
+        return lines, "" if code == 0 else f"process ended with {code}: " + " ".join(lines[-12:])[-1500:]
+    finally:
+        process.kill()
+        process.wait()
 
 
 if __name__ == "__main__":

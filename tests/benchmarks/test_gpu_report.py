@@ -3,7 +3,6 @@
 import copy
 import itertools
 import json
-import stat
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -269,24 +268,6 @@ def test_a_model_too_large_for_the_device_is_left_out(tmp_path: Path) -> None:
     path, _ = report.run(plan, device, tmp_path, quiet=True)
     model = json.loads(path.read_text())["models"][0]
     assert model["status"] == "not measured" and model["why"].startswith("memory")
-
-
-# ------------------------------------------------------------------------------------------------------------ sanitizer
-def test_sanitizer_runs_a_tool_and_reads_what_it_says(tmp_path: Path) -> None:
-    fake = tmp_path / "compute-sanitizer"
-    fake.write_text(
-        "#!/bin/sh\necho 'begin x'\necho 'ok x'\n"
-        'if [ "$2" = racecheck ]; then echo "========= RACECHECK SUMMARY: 1 hazards displayed"; exit 9; fi\n'
-        "echo '========= ERROR SUMMARY: 0 errors'\n"
-    )
-    fake.chmod(fake.stat().st_mode | stat.S_IXUSR)
-    records = {r["tool"]: r for r in sanitizer.Sanitizer(True, str(fake)).finish(30)}
-    assert {tool: r["status"] for tool, r in records.items()} == {
-        "memcheck": "passed", "racecheck": "failed", "initcheck": "passed", "synccheck": "passed",
-    }  # fmt: skip
-    assert sanitizer.read("memcheck", 0, "ok x\nwrong y: TypeError: z\nERROR SUMMARY: 0 errors")["status"] == "failed"
-    assert sanitizer.read("memcheck", 0, "")["status"] == "failed"  # no summary: it watched nothing
-    assert "last begun: y" in sanitizer.read("memcheck", None, "begin y\n")["why"]
 
 
 # ------------------------------------------------------------------------------------- a dry run is not a measurement

@@ -1,0 +1,120 @@
+"""The processes that the GPU report starts, and its use of torch.cuda, without a GPU."""
+
+import contextlib
+import stat
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks.cost.cases import Case
+from benchmarks.gpu import sanitizer, timing
+from benchmarks.gpu.chains import build, ours
+from benchmarks.gpu.device import CudaDevice
+from benchmarks.gpu.smoke import run_smoke
+from benchmarks.gpu.timing import METHOD
+
+
+# ------------------------------------------------------------------------------------------------------------ sanitizer
+def test_sanitizer_runs_a_tool_and_reads_what_it_says(tmp_path: Path) -> None:
+    fake = tmp_path / "compute-sanitizer"
+    fake.write_text(
+        "#!/bin/sh\necho 'begin x'\necho 'ok x'\n"
+        'if [ "$2" = racecheck ]; then echo "========= RACECHECK SUMMARY: 1 hazards displayed"; exit 9; fi\n'
+        "echo '========= ERROR SUMMARY: 0 errors'\n"
+    )
+    fake.chmod(fake.stat().st_mode | stat.S_IXUSR)
+    records = {r["tool"]: r for r in sanitizer.Sanitizer(True, str(fake)).finish(30)}
+    assert {tool: r["status"] for tool, r in records.items()} == {
+        "memcheck": "passed", "racecheck": "failed", "initcheck": "passed", "synccheck": "passed",
+    }  # fmt: skip
+    assert sanitizer.read("memcheck", 0, "ok x\nwrong y: TypeError: z\nERROR SUMMARY: 0 errors")["status"] == "failed"
+    assert sanitizer.read("memcheck", 0, "")["status"] == "failed"  # no summary: it watched nothing
+    assert "last begun: y" in sanitizer.read("memcheck", None, "begin y\n")["why"]
+
+
+# ------------------------------------------------------------------------------------- processes that hang or crash
+CRASHES = """
+import sys, time
+for name in ("a", "b", "c", "d"):
+    if name in sys.argv: continue
+    print("begin", name, flush=True)
+    if name == "b": sys.exit(7)
+    if name == "c": time.sleep(60)
+    print("ok", name, flush=True)
+"""
+
+
+def test_an_item_that_crashes_or_hangs_takes_nobody_with_it() -> None:
+    records = run_smoke([sys.executable, "-c", CRASHES], seconds=60, stall=2)
+    assert {r["item"]: r["status"] for r in records} == {"a": "passed", "b": "failed", "c": "failed", "d": "passed"}
+    why = {r["item"]: r.get("why", "") for r in records}
+    assert why["b"].startswith("process ended with 7") and why["c"] == "no word for 2 s"
+
+
+def test_smoke_ends_with_its_time() -> None:
+    records = run_smoke([sys.executable, "-c", "import time; time.sleep(60)"], seconds=0.5)
+    assert records == [{"item": "the rest", "status": "not measured", "why": "time"}]
+
+
+# ------------------------------------------------------------------------ the GPU's half, on a stand-in for torch.cuda
+class _Stand:
+    """Whatever of torch.cuda, doing nothing."""
+
+    L2_cache_size, multi_processor_count, total_memory, name, uuid = 1 << 16, 4, 1 << 30, "stand-in", "0"
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        self.at = time.perf_counter()
+
+    def record(self) -> None:
+        self.at = time.perf_counter()
+
+    def synchronize(self) -> None: ...
+    def wait_stream(self, other: Any) -> None: ...
+    def replay(self) -> None: ...
+
+    def elapsed_time(self, other: "_Stand") -> float:
+        return (other.at - self.at) * 1e3
+
+
+def test_the_device_asks_torch_cuda_for_what_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every name exists in torch.cuda (setattr would refuse), and the pieces fit together."""
+    modes: list[Any] = []
+    for name in ("Event", "Stream", "CUDAGraph"):
+        monkeypatch.setattr(torch.cuda, name, _Stand)
+    for name in ("stream", "graph"):
+        monkeypatch.setattr(torch.cuda, name, lambda *_: contextlib.nullcontext())
+    for name in ("current_stream", "get_device_properties"):
+        monkeypatch.setattr(torch.cuda, name, lambda *_: _Stand())
+    for name in ("synchronize", "empty_cache", "set_stream", "reset_peak_memory_stats"):
+        monkeypatch.setattr(torch.cuda, name, lambda *_: None)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (1 << 30, 1 << 30))
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda *_: 7)
+    monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
+    device = CudaDevice()
+    device.device = torch.device("cpu")
+    assert device.facts()["kind"] == "gpu" and "nvidia-smi" in device.state()
+    assert device.peak_bytes() == 7 and device.free_bytes() == 1 << 30
+    with device.no_sync():
+        assert modes == ["error"]
+    assert modes == ["error", 0]
+    chain = build(Case("key_norms", {"B": 1, "H": 2, "N": 12, "d": 16}), device.device)
+    found = timing.measure(device, lambda *inputs: chain.run(ours, *inputs), chain.inputs, 0.01)
+    assert set(found) == set(METHOD) and all(found[mode]["p50"] > 0 for mode in METHOD)
+    start = device.mark()
+    assert device.between(start, device.mark()) >= 0
+
+    from vitcop_kernels.ops.vic_cluster import kernel
+
+    fits = kernel.fits
+    with pytest.raises(NotImplementedError, match="does not fit"), device.one_launch(True):
+        assert kernel.fits((1, 1), None, {}) is False  # type: ignore[arg-type]
+    with device.one_launch(False):
+        assert kernel.fits is not fits
+    assert kernel.fits is fits
