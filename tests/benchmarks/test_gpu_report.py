@@ -106,6 +106,10 @@ def test_models_are_measured_in_every_way(whole: dict[str, Any]) -> None:
     assert runs["unpruned", 1]["decode_us"] > 0 and runs["unpruned, graph", 1]["decoder"]["p50"] > 0
     assert runs["vitcop", 2]["status"] == "measured"
     assert {"VisionZip-like", "FastV-like", "vitcop, graph"} <= {way for way, _ in runs}
+    every = [run for model in models.values() for run in model["runs"]]
+    assert {run["status"] for run in every} <= {"measured", "not available", "skipped"}, every
+    for way in ("VisionZip-like", "FastV-like"):
+        assert any(run["way"] == way and "total" in run for run in models["tiny LLaVA"]["runs"])
 
 
 def test_text_and_pictures(whole: dict[str, Any]) -> None:
