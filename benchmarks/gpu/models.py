@@ -55,7 +55,7 @@ def real_models() -> list[Spec]:
 def tiny_models() -> list[Spec]:
     size = dict(width=64, inner=96, layers=6, heads=2, image=84, vision_width=32, vision_layers=3)
     return [
-        Spec("tiny LLaVA", "llava", 36, **size, retentions=(1 / 3, 1 / 9), batches=(2,)),
+        Spec("tiny LLaVA", "llava", 36, **size, retentions=(1 / 2, 1 / 9), batches=(2,)),
         Spec("tiny LLaVA-NeXT", "llava_next", 36 + 144 + 12, **size, retentions=(1 / 9,)),
         Spec("tiny LLaVA-NeXT-Video", "llava_next_video", 4 * 9, frames=4, **size, retentions=(1 / 3,)),
     ]
