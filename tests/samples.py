@@ -16,6 +16,12 @@ def plan(n: int, batch: int = 0) -> list[torch.Tensor]:
     return [t.expand(batch, *t.shape).contiguous() if batch else t for t in csr]
 
 
+def plan_for(n: int, batch: int) -> list[torch.Tensor]:
+    """The same in the order of expand_plan: anchors, perm, offsets, merged."""
+    perm, offsets, anchors, merged = plan(n, batch)
+    return [anchors, perm, offsets, merged]
+
+
 def samples(op: str, dtype: torch.dtype = torch.float32) -> Iterator[Call]:
     def r(*shape: int) -> torch.Tensor:
         return torch.randn(shape).to(dtype)
@@ -46,6 +52,16 @@ def samples(op: str, dtype: torch.dtype = torch.float32) -> Iterator[Call]:
     elif op == "segment_mean":
         yield (r(2, 8, 5), *plan(8, 2)[:2]), {}
         yield (r(8, 5), *plan(8)), dict(merge="anchor_plus_mean")
+    elif op == "expand_plan":
+        slots = torch.arange(8) + 2
+        yield (slots.expand(2, 8), *plan_for(8, 2), torch.ones(2, 13, dtype=torch.bool)), dict(num_slots=13, out_len=11)
+        yield (slots, torch.tensor([1, 4])), dict(num_slots=12, out_len=6)
+    elif op == "compact_sequence":
+        yield (r(2, 8, 5), [r(1, 8, 4), torch.arange(16).view(2, 8)], *plan(8, 2)[:3]), {}
+        yield (r(8, 5), [r(8, 2, 2)], *plan(8)), dict(merge="anchor_plus_mean")
+    elif op == "segment_mean_backward":
+        yield (r(2, 6, 5), *plan(8, 2)[:2]), {}
+        yield (r(6, 5), *plan(8)), dict(merge="anchor_plus_mean")
     elif op == "vic_cluster":
         yield (r(2, 16, 5), torch.rand(16, 2), 3.0, 0.5, 4), {}
         yield (r(2, 16, 5), torch.rand(2, 16, 2), 3.0, 0.5, 5, valid, counts), dict(semantics="released")

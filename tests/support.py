@@ -10,8 +10,8 @@ from torch import Tensor
 import vitcop_kernels
 
 OPS = (
-    "attention_saliency", "key_norms", "key_proj", "key_proj_norms", "plan_tokens",
-    "segment_mean", "select_tokens", "vic_cluster", "vic_cluster_varlen",
+    "attention_saliency", "compact_sequence", "expand_plan", "key_norms", "key_proj", "key_proj_norms", "plan_tokens",
+    "segment_mean", "segment_mean_backward", "select_tokens", "vic_cluster", "vic_cluster_varlen",
 )  # fmt: skip
 NATIVE_OPS = {op for op in OPS if torch._C._dispatch_has_kernel_for_dispatch_key(f"vitcop::{op}", "CPU")}
 LOW_PRECISION = (torch.bfloat16, torch.float16)
@@ -37,7 +37,7 @@ def unit_roundoff(dtype: torch.dtype) -> float:
 def tensors(values: Any) -> list[Tensor]:
     if isinstance(values, Tensor):
         return [values]
-    return [t for t in values if isinstance(t, Tensor)]
+    return [t for value in values if isinstance(value, (Tensor, list, tuple)) for t in tensors(value)]
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:

@@ -49,6 +49,21 @@ def same_device(op: str, argument: str, t: Tensor, other: str, device: torch.dev
         fail(op, argument, f"the device of {other} ({device})", t.device)
 
 
+def anchors_for(
+    op: str, merge: str, anchors: Tensor | None, merged: Tensor | None, shape: tuple[int | torch.SymInt, ...],
+    other: str, device: torch.device,
+) -> None:  # fmt: skip
+    """`merge`, and the anchors and merged flags `[.., S]` that "anchor_plus_mean" needs."""
+    one_of(op, "merge", merge, "mean", "anchor_plus_mean")
+    for name, t, dtype in (("anchors", anchors, torch.int64), ("merged", merged, torch.bool)):
+        if t is not None:
+            dtype_is(op, name, t, dtype)
+            same_device(op, name, t, other, device)
+            shape_is(op, name, t, shape)
+        elif merge == "anchor_plus_mean":
+            fail(op, name, 'a tensor with merge="anchor_plus_mean"', None)
+
+
 def one_of(op: str, argument: str, value: str, *allowed: str) -> None:
     if value not in allowed:
         fail(op, argument, " or ".join(f'"{a}"' for a in allowed), f'"{value}"')

@@ -16,6 +16,8 @@ def kernel_of(op: str) -> Any:
 
 def to_device(value: Any) -> Any:
     """Moved to the device with its strides."""
+    if isinstance(value, list):
+        return [to_device(v) for v in value]
     if not isinstance(value, Tensor) or value.device.type == DEVICE:
         return value
     room = (
@@ -37,7 +39,7 @@ def launch(op: str, *args: Any, repeat: bool = False, **kwargs: Any) -> Any:
         assert_same_bits(launcher(*on_device, **kwargs), got, f"{op}, second run:")
     for before, after in zip(kept, on_device, strict=True):
         assert not isinstance(before, Tensor) or same_bits(before, after), f"{op} changed an input"
-    return got.cpu() if isinstance(got, Tensor) else tuple(t.cpu() for t in got)
+    return got.cpu() if isinstance(got, Tensor) else tuple(t.cpu() for t in tensors(got))
 
 
 def both(op: str, *args: Any, repeat: bool = False, **kwargs: Any) -> tuple[Any, Any]:

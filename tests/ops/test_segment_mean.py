@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 import truth
+from segments import plan
 from support import (
     FLOATS,
     NATIVE_OPS,
@@ -20,22 +21,6 @@ from support import (
 from torch import Tensor
 
 MERGES = ("mean", "anchor_plus_mean")
-
-
-def plan(n: int, segments: int, batch: int = 0, dropped: int = 0) -> tuple[Tensor, ...]:
-    """A random CSR of n tokens with empty segments among others: perm, offsets, anchors, merged."""
-
-    def one() -> tuple[Tensor, ...]:
-        perm = torch.randperm(n)
-        cuts = torch.randint(0, n - dropped + 1, (max(segments - 1, 0),)).sort().values
-        offsets = torch.cat([torch.zeros(1, dtype=torch.int64), cuts, torch.tensor([n - dropped])])[: segments + 1]
-        lengths = offsets.diff()
-        anchors = perm[(offsets[:-1] + lengths // 2).clamp(max=n - 1)].masked_fill(lengths == 0, -1)
-        return perm, offsets, anchors, lengths > 1
-
-    if not batch:
-        return one()
-    return tuple(torch.stack(t) for t in zip(*(one() for _ in range(batch)), strict=True))
 
 
 def tolerance(x: Tensor, offsets: Tensor, merge: str) -> tuple[float, float]:

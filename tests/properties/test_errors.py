@@ -9,6 +9,7 @@ import torch
 from support import OPS, op_of
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_map_only
 
 INF, NAN = math.inf, math.nan
 
@@ -126,6 +127,72 @@ PROJECTION: list[Case] = [
     (dict(bias=f(7)), ValueError, "bias: expected [8], got [7]"),
     (dict(heads="sum"), ValueError, 'heads: expected "l2" or "mean", got "sum"'),
 ]
+good, options, cases = TABLE["segment_mean"]
+TABLE["compact_sequence"] = (
+    dict(
+        x=good["x"],
+        companions=[f(1, 9, 4), i64(2, 9)],
+        perm=good["perm"],
+        offsets=good["offsets"],
+        anchors=i64(2, 5),
+        merged=None,
+    ),
+    options,
+    [
+        *(case for case in cases if not case[2].startswith("anchors: expected a tensor")),
+        (
+            dict(companions=[i64(2, 9), f(2, 8, 4)]),
+            ValueError,
+            "companions[1]: expected [2 or 1, 9, ...], got [2, 8, 4]",
+        ),
+        (dict(companions=[f(3, 9)]), ValueError, "companions[0]: expected [2 or 1, 9, ...], got [3, 9]"),
+        (dict(companions=[f(9)]), ValueError, "companions[0]: expected [2 or 1, 9, ...], got [9]"),
+        (
+            dict(companions=[f(2, 9, dtype=torch.complex64)]),
+            TypeError,
+            "companions[0]: expected a floating dtype, int64, int32 or bool, got complex64",
+        ),
+    ],
+)
+TABLE["segment_mean_backward"] = (
+    dict(grad=f(2, 5, 4), perm=i64(2, 9), offsets=i64(2, 6), anchors=None, merged=None),
+    {},
+    [
+        (dict(grad=i64(2, 5, 4)), TypeError, f"grad: {FLOAT}, got int64"),
+        (dict(grad=f(5)), ValueError, "grad: expected [B, S, C] or [S, C], got [5]"),
+        (dict(perm=i64(9)), ValueError, "perm: expected [B, N] or [N], as grad, got [9]"),
+        (dict(perm=i64(2, 0)), ValueError, "perm.shape[-1] (tokens): expected at least 1, got 0"),
+        (dict(perm=i64(3, 9)), ValueError, "perm: expected [2, 9], got [3, 9]"),
+        (dict(offsets=i64(2, 5)), ValueError, "offsets: expected [2, 6], got [2, 5]"),
+        *(case for case in cases if next(iter(case[0])) in ("merge", "anchors", "merged")),
+    ],
+)
+TABLE["expand_plan"] = (
+    dict(
+        slots=torch.arange(9).repeat(2, 1),
+        anchors=i64(2, 5),
+        perm=i64(2, 9),
+        offsets=i64(2, 6),
+        merged=boolean(2, 5),
+        valid=None,
+    ),
+    dict(num_slots=12, out_len=8),
+    [
+        (dict(slots=f(2, 9)), TypeError, "slots: expected int64, got float32"),
+        (dict(slots=i64(2, 9, 1)), ValueError, "slots: expected [B, V] or [V], got [2, 9, 1]"),
+        (dict(anchors=f(2, 5)), TypeError, "anchors: expected int64, got float32"),
+        (dict(anchors=i64(5)), ValueError, "anchors: expected [B, S] or [S], as slots, got [5]"),
+        (dict(anchors=i64(3, 5)), ValueError, "anchors: expected [2, 5], got [3, 5]"),
+        (dict(num_slots=-1), ValueError, "num_slots: expected at least 0, got -1"),
+        (dict(out_len=13), ValueError, "out_len: expected an integer in [0, 12], got 13"),
+        (dict(perm=None), ValueError, "perm: expected a tensor with offsets, got None"),
+        (dict(offsets=None), ValueError, "offsets: expected a tensor with perm, got None"),
+        (dict(perm=i64(2, 8)), ValueError, "perm: expected [2, 9], got [2, 8]"),
+        (dict(offsets=i64(2, 5)), ValueError, "offsets: expected [2, 6], got [2, 5]"),
+        (dict(merged=i64(2, 5)), TypeError, "merged: expected bool, got int64"),
+        (dict(valid=boolean(2, 9)), ValueError, "valid: expected [2, 12], got [2, 9]"),
+    ],
+)
 TABLE["key_proj"] = (dict(hidden=f(2, 5, 6), weight=f(8, 6), bias=None), dict(num_heads=2), PROJECTION)
 TABLE["key_proj_norms"] = (
     dict(hidden=f(2, 5, 6), weight=f(8, 6), bias=None, rms_weight=None),
@@ -238,9 +305,9 @@ def test_a_bad_argument_is_named_with_what_was_expected_and_what_came(
     with pytest.raises(error) as caught:
         if where == "fake":
             with FakeTensorMode() as mode:
-                op_of(namespace, op)(*(mode.from_tensor(a) if isinstance(a, Tensor) else a for a in args), **options)
+                op_of(namespace, op)(*tree_map_only(Tensor, mode.from_tensor, args), **options)
         else:
-            meta = [a.to("meta") if where == "meta" and isinstance(a, Tensor) else a for a in args]
+            meta = tree_map_only(Tensor, lambda t: t.to("meta"), args) if where == "meta" else args
             op_of(namespace, op)(*meta, **options)
     assert type(caught.value) is error
     assert str(caught.value) == text
@@ -250,7 +317,9 @@ def test_a_bad_argument_is_named_with_what_was_expected_and_what_came(
     ("op", "argument", "other"),
     [
         ("attention_saliency", "key", "query"), ("plan_tokens", "scores", "labels"), ("segment_mean", "perm", "x"),
-        ("segment_mean", "offsets", "x"), ("key_proj", "weight", "hidden"), ("key_proj_norms", "weight", "hidden"),
+        ("segment_mean", "offsets", "x"), ("segment_mean_backward", "perm", "grad"),
+        ("compact_sequence", "anchors", "x"), ("expand_plan", "anchors", "slots"), ("expand_plan", "perm", "slots"),
+        ("key_proj", "weight", "hidden"), ("key_proj_norms", "weight", "hidden"),
         ("vic_cluster", "positions", "features"), ("vic_cluster_varlen", "positions", "features"),
         ("vic_cluster_varlen", "cu_seqlens", "features"),
     ],

@@ -13,9 +13,11 @@ from support import FLOATS, OPS, assert_same_bits, name_of, op_of, tensors
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
 
 import vitcop_kernels
 
+DIFFERENTIABLE = ("compact_sequence", "segment_mean", "segment_mean_backward")
 every_op = pytest.mark.parametrize("op", OPS)
 
 
@@ -36,7 +38,7 @@ OPCHECKS = [
 def test_opcheck(op: str, namespace: str, dtype: torch.dtype) -> None:
     for args, options in samples(op, dtype):
         torch.library.opcheck(op_of(namespace, op).default, args, options)
-        if op == "segment_mean":  # where there is no gradient, opcheck would ask for one
+        if op in DIFFERENTIABLE:  # where there is no gradient, opcheck would ask for one
             torch.library.opcheck(op_of(namespace, op).default, (args[0].clone().requires_grad_(), *args[1:]), options)
 
 
@@ -68,6 +70,15 @@ def test_the_public_functions_compile_with_dynamic_shapes(op: str) -> None:
             return (lambda c, s: public(c, s, 4, c.shape[-1] // 2)), (torch.randint(0, 4, (2, n)), torch.randn(2, n))
         if op == "segment_mean":
             return (lambda x, p, o: public(x, p, o)), (torch.randn(n, 5), *plan(n)[:2])
+        if op == "segment_mean_backward":
+            return (lambda g, p, o: public(g, p, o)), (torch.randn(max(1, 3 * n // 4), 5), *plan(n)[:2])
+        if op == "compact_sequence":
+            return (lambda x, i, *p: public(x, [i], *p)), (torch.randn(n, 5), torch.arange(n), *plan(n)[:3])
+        if op == "expand_plan":
+            return (lambda s, a: public(s, a, num_slots=2 * s.shape[0], out_len=s.shape[0] + a.shape[0])), (
+                torch.arange(n) + 2,
+                torch.arange(n // 3),
+            )
         return (lambda x, p: public(x, p, 3.0, 0.5, x.shape[-2] // 4)), (torch.randn(2, n, 5), torch.rand(n, 2))
 
     function = step(8)[0]
@@ -138,7 +149,7 @@ def test_no_segments_have_a_gradient_of_zero() -> None:
 
 
 @pytest.mark.parametrize("namespace", ["vitcop", "vitcop_reference"])
-@pytest.mark.parametrize("op", [op for op in OPS if op != "segment_mean"])
+@pytest.mark.parametrize("op", [op for op in OPS if op not in DIFFERENTIABLE])
 def test_a_gradient_that_does_not_exist_is_refused_clearly(op: str, namespace: str) -> None:
     for args, options in samples(op):
         result = op_of(namespace, op)(*differentiable(args), **options)
@@ -179,17 +190,9 @@ def test_the_reference_never_syncs_with_the_host(op: str) -> None:
         with NoHostSync():
             reference_function(op)(*args, **options)
         with FakeTensorMode(allow_non_fake_inputs=False) as mode:  # where there are no values, none can be read
-            fake = [mode.from_tensor(a) if isinstance(a, Tensor) else a for a in args]
+            fake = tree_map_only(Tensor, mode.from_tensor, list(args))
             shapes = [t.shape for t in tensors(reference_function(op)(*fake, **options))]
         assert shapes == [t.shape for t in tensors(op_of("vitcop_reference", op)(*args, **options))]
-
-
-def test_the_gradient_never_syncs_with_the_host() -> None:
-    from vitcop_kernels.ops.segment_mean.reference import backward
-
-    perm, offsets, anchors, merged = plan(12)
-    with NoHostSync():
-        backward(torch.randn(9, 5), 12, perm, offsets, anchors, merged)
 
 
 # --- the doors -------------------------------------------------------------------------------------------------------

@@ -13,16 +13,15 @@ UNROLL = 8  # tokens in flight
 
 
 @triton.jit
-def segment_mean_kernel(
-    p_x, p_perm, p_offsets, p_anchors, p_merged, p_y,
-    num_segments, num_tokens, width,
+def mean_of_segment(
+    p_x, p_perm, p_offsets, p_anchors, p_merged, p_y, i_row, i_b, i_s, i_slab,
+    num_tokens, width,
     stride_xb, stride_xn, stride_xc, stride_pb, stride_pn, stride_ob, stride_os,
     stride_ab, stride_as, stride_mb, stride_ms,
     ADD_ANCHOR: tl.constexpr, UNROLL: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    i_row = tl.program_id(0).to(tl.int64)
-    i_b, i_s = i_row // num_segments, i_row % num_segments
-    o_c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    """Segment i_s of sample i_b, one slab of its channels, to row i_row of y."""
+    o_c = i_slab * BLOCK_C + tl.arange(0, BLOCK_C)
     m_c = o_c < width
     p_x += i_b * stride_xb
     p_columns = p_x + o_c.to(tl.int64) * stride_xc
@@ -70,6 +69,22 @@ def segment_mean_kernel(
                 b_wide = tl.where(added, b_anchor.to(tl.float64) + b_wide, b_wide)
             b_mean = tl.where(m_redo, b_wide.to(tl.float32), b_mean)
         tl.store(p_out, narrow(b_mean, p_y.dtype.element_ty), mask=m_c)
+
+
+@triton.jit
+def segment_mean_kernel(
+    p_x, p_perm, p_offsets, p_anchors, p_merged, p_y,
+    num_segments, num_tokens, width,
+    stride_xb, stride_xn, stride_xc, stride_pb, stride_pn, stride_ob, stride_os,
+    stride_ab, stride_as, stride_mb, stride_ms,
+    ADD_ANCHOR: tl.constexpr, UNROLL: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    i_row = tl.program_id(0).to(tl.int64)
+    mean_of_segment(
+        p_x, p_perm, p_offsets, p_anchors, p_merged, p_y, i_row, i_row // num_segments, i_row % num_segments,
+        tl.program_id(1), num_tokens, width, stride_xb, stride_xn, stride_xc, stride_pb, stride_pn,
+        stride_ob, stride_os, stride_ab, stride_as, stride_mb, stride_ms, ADD_ANCHOR, UNROLL, BLOCK_C,
+    )  # fmt: skip
 
 
 def segment_mean(

@@ -13,6 +13,25 @@ from . import reference
 OP = "segment_mean"
 
 
+def check_segments(
+    op: str, x: Tensor, perm: Tensor, offsets: Tensor, anchors: Tensor | None, merged: Tensor | None, merge: str
+) -> None:
+    """Tokens `x` and a plan of segments for them."""
+    checks.floating(op, "x", x)
+    checks.dims(op, "x", x, 2, 3, layout="[B, N, C] or [N, C]")
+    checks.at_least(op, "x.shape[-2] (tokens)", x.shape[-2], 1)
+    checks.dtype_is(op, "perm", perm, torch.int64)
+    checks.same_device(op, "perm", perm, "x", x.device)
+    checks.shape_is(op, "perm", perm, tuple(x.shape[:-1]))
+    checks.dtype_is(op, "offsets", offsets, torch.int64)
+    checks.same_device(op, "offsets", offsets, "x", x.device)
+    checks.dims(op, "offsets", offsets, perm.dim(), layout="[B, S+1] or [S+1], as perm")
+    checks.at_least(op, "offsets.shape[-1] (S+1)", offsets.shape[-1], 1)
+    checks.shape_is(op, "offsets", offsets, (*perm.shape[:-1], offsets.shape[-1]))
+    segments = (*perm.shape[:-1], offsets.shape[-1] - 1)
+    checks.anchors_for(op, merge, anchors, merged, segments, "x", x.device)
+
+
 def check(
     x: Tensor,
     perm: Tensor,
@@ -22,27 +41,7 @@ def check(
     *,
     merge: str = "mean",
 ) -> None:
-    checks.floating(OP, "x", x)
-    checks.dims(OP, "x", x, 2, 3, layout="[B, N, C] or [N, C]")
-    checks.at_least(OP, "x.shape[-2] (tokens)", x.shape[-2], 1)
-    checks.dtype_is(OP, "perm", perm, torch.int64)
-    checks.same_device(OP, "perm", perm, "x", x.device)
-    checks.shape_is(OP, "perm", perm, tuple(x.shape[:-1]))
-    checks.dtype_is(OP, "offsets", offsets, torch.int64)
-    checks.same_device(OP, "offsets", offsets, "x", x.device)
-    checks.dims(OP, "offsets", offsets, perm.dim(), layout="[B, S+1] or [S+1], as perm")
-    checks.at_least(OP, "offsets.shape[-1] (S+1)", offsets.shape[-1], 1)
-    segments = (*perm.shape[:-1], offsets.shape[-1] - 1)
-    checks.shape_is(OP, "offsets", offsets, (*perm.shape[:-1], offsets.shape[-1]))
-    checks.one_of(OP, "merge", merge, "mean", "anchor_plus_mean")
-    for name, t, dtype in (("anchors", anchors, torch.int64), ("merged", merged, torch.bool)):
-        if t is None:
-            if merge == "anchor_plus_mean":
-                checks.fail(OP, name, 'a tensor with merge="anchor_plus_mean"', None)
-        else:
-            checks.dtype_is(OP, name, t, dtype)
-            checks.same_device(OP, name, t, "x", x.device)
-            checks.shape_is(OP, name, t, segments)
+    check_segments(OP, x, perm, offsets, anchors, merged, merge)
 
 
 def _fake(
@@ -58,15 +57,15 @@ def _fake(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: dict[str, Any], output: Tensor) -> None:
-    x, perm, offsets, anchors, merged = inputs
+    _, perm, offsets, anchors, merged = inputs
     added = keyword_only_inputs["merge"] == "anchor_plus_mean"
     ctx.save_for_backward(perm, offsets, anchors if added else None, merged if added else None)
-    ctx.num_tokens = x.shape[-2]
+    ctx.merge = keyword_only_inputs["merge"]
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    perm, offsets, anchors, merged = ctx.saved_tensors
-    return reference.backward(grad, ctx.num_tokens, perm, offsets, anchors, merged), None, None, None, None
+    of_x = torch.ops.vitcop.segment_mean_backward(grad, *ctx.saved_tensors, merge=ctx.merge)
+    return of_x, None, None, None, None
 
 
 register(
@@ -111,6 +110,6 @@ def segment_mean(
     Raises:
         ValueError, TypeError: shapes that do not fit, unknown options, dtypes other than the above.
 
-    Differentiable with respect to `x`.
+    Differentiable with respect to `x`, see `segment_mean_backward`.
     """
     return torch.ops.vitcop.segment_mean(x, perm, offsets, anchors, merged, merge=merge)

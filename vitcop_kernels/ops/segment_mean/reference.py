@@ -1,4 +1,4 @@
-"""Eq. 6: the mean of each segment, in float64, and its gradient."""
+"""Eq. 6: the mean of each segment, in float64."""
 
 import torch
 from torch import Tensor
@@ -33,27 +33,3 @@ def segment_mean(
         anchor = wide.gather(1, anchors.clamp(0, n - 1)[..., None].expand(-1, -1, width))
         mean = torch.where(merged[..., None], anchor + mean, mean)
     return mean.to(x.dtype)
-
-
-def backward(
-    grad: Tensor, n: int, perm: Tensor, offsets: Tensor, anchors: Tensor | None, merged: Tensor | None
-) -> Tensor:
-    """Gradient with respect to x: every member gets `grad/len`, an anchor that was added `grad` besides."""
-    if grad.dim() == 2:
-        lift = [None if t is None else t[None] for t in (anchors, merged)]
-        return backward(grad[None], n, perm[None], offsets[None], lift[0], lift[1])[0]
-
-    if grad.shape[1] == 0:
-        return grad.new_zeros((grad.shape[0], n, grad.shape[2]))
-    wide = grad.to(torch.float64 if grad.dtype == torch.float64 else torch.float32)
-    slot = torch.arange(n, device=grad.device).expand_as(perm).contiguous()
-    segment = torch.searchsorted(offsets[:, 1:].contiguous(), slot, right=True)  # [B, N]
-    used = (segment < grad.shape[1]) & (slot >= offsets[:, :1])
-    share = wide / offsets.diff().clamp(min=1)[..., None]
-    share = share.gather(1, segment.clamp(max=grad.shape[1] - 1)[..., None].expand(-1, -1, grad.shape[-1]))
-    out = wide.new_zeros((grad.shape[0], n, grad.shape[-1]))
-    out = out.scatter_add(1, perm[..., None].expand_as(share), torch.where(used[..., None], share, 0.0))
-    if merged is not None and anchors is not None:
-        added = torch.where(merged[..., None], wide, 0.0)
-        out = out.scatter_add(1, anchors.clamp(min=0)[..., None].expand_as(added), added)
-    return out.to(grad.dtype)

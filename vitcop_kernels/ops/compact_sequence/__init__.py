@@ -1,0 +1,3 @@
+from .op import compact_sequence
+
+__all__ = ["compact_sequence"]

@@ -1,0 +1,3 @@
+from .op import expand_plan
+
+__all__ = ["expand_plan"]

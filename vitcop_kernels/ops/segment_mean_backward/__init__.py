@@ -1,0 +1,3 @@
+from .op import segment_mean_backward
+
+__all__ = ["segment_mean_backward"]
