@@ -27,6 +27,19 @@ class Semantics(StrEnum):
     released = "released"
 
 
+class Name(StrEnum):
+    """The names in `methods.METHODS`, without importing torch for `--help`."""
+
+    vitcop = "vitcop"
+    fastv = "fastv"
+    pyramiddrop = "pyramiddrop"
+    sparsevlm = "sparsevlm"
+    visionzip = "visionzip"
+    divprune = "divprune"
+    random = "random"
+    uniform = "uniform"
+
+
 class Dtype(StrEnum):
     float32 = "float32"
     bfloat16 = "bfloat16"
@@ -74,9 +87,13 @@ def run_command(
     prompt: Annotated[str, typer.Option(help="The question.")] = "What is on the table?",
     retain: Annotated[int | None, typer.Option(help="Visual tokens kept, averaged over layers. (default: 64)")] = None,
     retention: Annotated[float | None, typer.Option(help="The same as a share of them, in (0, 1].")] = None,
+    method: Annotated[
+        Name, typer.Option(help="How to prune: ViTCoP, a method to compare it with, or a baseline for them all.")
+    ] = Name.vitcop,
     semantics: Annotated[
-        Semantics, typer.Option(help="As the paper says, or as its authors' code does.")
-    ] = Semantics.paper,
+        Semantics | None,
+        typer.Option(help="ViTCoP as the paper says, or as its authors' code does. (default: paper)"),
+    ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of the answers.")] = 24,
     dtype: Annotated[
         Dtype | None, typer.Option(help="(default: the checkpoint's; bfloat16 for float16 on a CPU)")
@@ -96,7 +113,8 @@ def run_command(
     try:
         _run(
             console, model=model, image=PHOTOGRAPH if image is None else Path(image), prompt=prompt, retain=retain,
-            retention=retention, semantics=semantics.value, max_new_tokens=max_new_tokens,
+            retention=retention, name=method.value, semantics=None if semantics is None else semantics.value,
+            max_new_tokens=max_new_tokens,
             dtype=None if dtype is None else dtype.value, device=device, out=out, seed=seed, repeats=repeats,
         )  # fmt: skip
     except UserError as error:
@@ -168,19 +186,15 @@ def _pair(text: str) -> tuple[str, str]:
 
 def _run(
     console: Console, *, model: str | None, image: Path, prompt: str, retain: int | None, retention: float | None,
-    semantics: str, max_new_tokens: int, dtype: str | None, device: str | None, out: Path, seed: int | None,
-    repeats: int,
+    name: str, semantics: str | None, max_new_tokens: int, dtype: str | None, device: str | None, out: Path,
+    seed: int | None, repeats: int,
 ) -> None:  # fmt: skip
     import vitcop_kernels
 
-    from . import ViTCoP
     from .compare import UserError, as_json, compare, encode, open_image, seen_photo
 
     photograph = open_image(image)
-    try:
-        method = ViTCoP(retain=64 if retain is retention is None else retain, retention=retention, semantics=semantics)
-    except ValueError as error:
-        raise UserError(str(error)) from None
+    method = _method(name, retain, retention, semantics)
     _make_folder(out)
 
     with _step(console, "importing transformers"):
@@ -224,7 +238,7 @@ def _run(
         drawn = f"no picture: the {report.visual_tokens[0]} visual tokens are not one square image"
     else:
         with _step(console, "drawing"):
-            title, subtitle = headline(loaded, result)
+            title, subtitle = headline(loaded, result, type(method).__name__)
             visualize.save_stages(picture, seen_photo(loaded, inputs), report, title=title, subtitle=subtitle)
         drawn = f"picture: {picture}"
 
@@ -233,6 +247,7 @@ def _run(
         f"[bold]{loaded.name}[/bold], {extra['dtype']} on {where}, {extra['threads']} threads", highlight=False
     )
     console.print(f"prompt: {prompt!r}", highlight=False, markup=False)
+    console.print(f"method: {type(method).__name__}", highlight=False, markup=False)
     for note in report.notes:
         console.print(f"note: {note}", highlight=False, markup=False)
     console.print(tables.stages_table(result))
@@ -242,14 +257,29 @@ def _run(
     console.print(f"numbers: {out / 'report.json'}", highlight=False, markup=False, soft_wrap=True)
 
 
-def headline(loaded: Any, result: Any) -> tuple[str, str]:
+def _method(name: str, retain: int | None, retention: float | None, semantics: str | None) -> Any:
+    from .compare import UserError
+    from .methods import METHODS
+
+    options: dict[str, Any] = {"retain": 64 if retain is retention is None else retain, "retention": retention}
+    if semantics is not None:
+        if name != "vitcop":
+            raise UserError(f"--semantics: expected with --method vitcop alone, got it with --method {name}")
+        options["semantics"] = semantics
+    try:
+        return METHODS[name](**options)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def headline(loaded: Any, result: Any, method: str) -> tuple[str, str]:
     """Title and subtitle of the picture."""
     from .embedded import LABEL
 
     arrow = " \N{RIGHTWARDS ARROW} "
     tokens = [result.report.visual_tokens[0], *(row.tokens_out for row in result.stages)]
     what = f"embedded LLaVA, {LABEL}" if loaded.random_weights else loaded.name
-    return f"ViTCoP: {arrow.join(map(str, tokens))} visual tokens", what
+    return f"{method}: {arrow.join(map(str, tokens))} visual tokens", what
 
 
 @contextlib.contextmanager

@@ -75,7 +75,8 @@ def save_stages(
 
     Args:
         photo: `[H, W, 3]`, values in [0, 1], cut to what the model saw.
-        report: of a prefill with the stages of ViTCoP and one square image per sample.
+        report: of a prefill with one square image per sample. Of methods other than ViTCoP the first four stages are
+            drawn.
 
     Raises:
         ValueError: no visual tokens, or they do not form one square grid.
@@ -106,6 +107,9 @@ def save_stages(
             _merged(panels[3], grid, stages["stage2"], stages["stage2"], colours, sample)
         if "stage3" in stages:
             _merged(panels[4], grid, stages["stage3"], stages.get("stage2"), colours, sample)
+        if not stages.keys() & {"stage1", "stage2", "stage3"}:
+            for panel, stage in zip(panels[1:5], report.stages, strict=False):
+                _outcome(panel, grid, stage, sample)
         for panel in panels[:5]:
             if not panel.has_data():
                 panel.set_axis_off()
@@ -215,19 +219,37 @@ def _merged(
     axis: Any, grid: Grid, stage: StageReport, merging: StageReport | None, colours: dict[int, str], sample: int
 ) -> None:
     """What a stage kept: single tokens framed, means as dots tied to their members."""
-    from matplotlib.collections import LineCollection
-
     places = stage.kept[sample].tolist()[: stage.tokens_out[sample]]
     means = _means(merging, sample)
     merged = [(place, members) for place, members in zip(places, stage.segments(sample), strict=True) if place in means]
     singles = [place for place in places if place not in means]
-    painted = {token: colours.get(place, "#ffffff") for place, members in merged for token in members}
     number = {"stage2": "II", "stage3": "III"}[stage.name]
+    _draw(axis, grid, f"Stage {number}", stage, sample, singles, merged, colours)
+
+
+def _outcome(axis: Any, grid: Grid, stage: StageReport, sample: int) -> None:
+    """The same of any method's stage: outputs of one token, means of several, and some of none ([CLS])."""
+    places = stage.kept[sample].tolist()[: stage.tokens_out[sample]]
+    made = list(zip(places, stage.segments(sample), strict=True))
+    merged = [(place, members) for place, members in made if len(members) > 1]
+    singles = [members[0] for _, members in made if len(members) == 1]
+    colours = {place: _colour(rank) for rank, (place, _) in enumerate(merged)}
+    _draw(axis, grid, stage.name, stage, sample, singles, merged, colours)
+
+
+def _draw(
+    axis: Any, grid: Grid, name: str, stage: StageReport, sample: int, singles: list[int],
+    merged: list[tuple[int, list[int]]], colours: dict[int, str],
+) -> None:  # fmt: skip
+    from matplotlib.collections import LineCollection
+
+    painted = {token: colours.get(place, "#ffffff") for place, members in merged for token in members}
     parts = [f"{len(singles)} as they are (framed)"]
     if merged:
         tokens = sum(len(members) for _, members in merged)
         parts.append(f"{len(merged)} means (dots) of {tokens} tokens")
-    title = f"Stage {number}: {stage.tokens_in[sample]} \N{RIGHTWARDS ARROW} {len(places)}, before layer {stage.layer}"
+    arrow = "\N{RIGHTWARDS ARROW}"
+    title = f"{name}: {stage.tokens_in[sample]} {arrow} {stage.tokens_out[sample]}, before layer {stage.layer}"
     _show(axis, grid, grid.faded(singles), title, ", ".join(parts))
     _overlay(axis, grid, painted, 0.6)
     _mesh(axis, grid)
@@ -276,8 +298,9 @@ def _layers(axis: Any, report: Report, sample: int) -> None:
     for end in range(1, layers + 1):
         if end == layers or tokens[end] != tokens[start]:
             middle = (start + end) / 2
-            axis.text(max(middle, 1.3), tokens[start] + total * 0.015, str(tokens[start]), ha="center", fontsize=11,
-                      fontweight="bold", color=INK)  # fmt: skip
+            height = min(tokens[start] + total * 0.015, total * 0.955)  # of a full layer: within it
+            axis.text(max(middle, 1.3), height, str(tokens[start]), ha="center", fontsize=11, fontweight="bold",
+                      color=INK)  # fmt: skip
             start = end
     saved = [
         ("visual tokens", report.mean_tokens, total),

@@ -97,3 +97,28 @@ def test_shipped_photograph_is_small_and_its_licence_is_stated():
 
 def test_readme_picture_is_small():
     assert (Path(__file__).parents[2] / "docs" / "stages.png").stat().st_size < 400_000
+
+
+def test_another_method_is_named_everywhere(command, tmp_path):
+    done = command("run", "--method", "sparsevlm", "--repeats", "1", "--max-new-tokens", "1", "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    for text in ("method: SparseVLM", "sparsevlm 1", "576 -> 82", "82 -> 32", "32 -> 18", "before layer 16"):
+        assert text in done.stdout
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["method"] == {"SparseVLM": {"retain": 64, "recycle": True}}
+    assert [stage["merged"] for stage in report["stages"]] == [16, 2, 1]
+    assert report["mean_tokens"] == 82.25  # not 64
+    assert len(Image.open(tmp_path / "stages.png").convert("RGB").getcolors(maxcolors=10**7)) > 5000
+
+
+def test_method_option_knows_every_method_and_says_what_is_wrong(command, tmp_path):
+    from vitcop.commands import Name
+    from vitcop.methods import METHODS
+
+    assert [str(name) for name in Name] == list(METHODS)
+    done = command("run", "--method", "fastv", "--semantics", "released", "--out", tmp_path)
+    assert done.returncode == 2
+    assert "--semantics: expected with --method vitcop alone, got it with --method fastv" in done.stderr
+    done = command("run", "--method", "fastv", "--retain", "20", "--out", tmp_path)
+    assert done.returncode == 2
+    assert "infeasible budget: expected 36.9 to 576.0 of 576 visual tokens" in done.stderr
