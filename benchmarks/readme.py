@@ -57,9 +57,9 @@ def prefill_lines(result: dict[str, Any]) -> str:
 
 
 def gpu_results() -> list[tuple[Path, dict[str, Any]]]:
-    """Every committed result that is not a CPU's."""
-    paths = sorted(path for path in RESULTS.parent.glob("*/*.json") if path.parent != RESULTS)
-    return [(path, json.loads(path.read_text())) for path in paths]
+    """Every committed file that a GPU report wrote, wherever it lies."""
+    found = [(path, json.loads(path.read_text())) for path in sorted(RESULTS.parent.rglob("*.json"))]
+    return [(path, result) for path, result in found if result.get("benchmark") == "gpu-report"]
 
 
 def blocks() -> dict[str, str]:

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 ASSUMED = (
     "Assumed, and no datasheet's: launch_us (from one kernel of a CUDA graph to the next), barrier_us (a grid barrier "
     "through L2), latency_us (a first load that misses L2, to a store; 0.3 where a barrier's data is in L2), step_us "
-    "(one dependent step of a single program), l2_gbs (what L2 serves to all SMs), and that matrix units reach 70 % of "
-    "their rate and memory 85 % of its bandwidth."
+    "(one dependent step of a single program), l2_gbs (what L2 serves to all SMs), that matrix units reach 70 % of "
+    "their rate and memory 85 % of its bandwidth, and that a multiprocessor holds 4 programs of vic_cluster's one "
+    "launch at tile 32 and 2 at tile 64 (where the launch does not fit, the phases are launched one by one)."
 )
 
 
