@@ -1,0 +1,1 @@
+"""How `vitcop-tiny` is made: a small LLaVA trained from scratch on generated pictures with known answers."""
