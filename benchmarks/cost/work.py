@@ -197,6 +197,36 @@ def segment_mean(case: Case, chip: Chip) -> Work:
     return Work(total, flops, (Step("means", total, flops, batch * s * cdiv(c, 1024), serial=cdiv(longest, 8)),))
 
 
+def segment_mean_backward(case: Case, chip: Chip) -> Work:
+    batch, n, c, s, size = case["B"], case["N"], case["C"], case["S"], case.itemsize
+    index = batch * (n + s + 1) * LONG
+    total = batch * (n + s) * c * size + index
+    flops = {"fp32": 1.0 * batch * n * c}
+    steps = (
+        Step("locate", index, programs=batch * cdiv(n, 128), serial=s.bit_length()),
+        Step("gradient", total, flops, batch * n * cdiv(c, 1024)),
+    )
+    return Work(total, flops, steps)
+
+
+def expand_plan(case: Case, chip: Chip) -> Work:
+    batch, n, v, s = case["B"], case["n"], case["V"], case["S"]
+    out = n - v + s
+    total = batch * (LONG * (2 * v + s + s + 1 + 2 * n + 2 * (out + 1) + out + s) + s + out)
+    blocks = cdiv(n, min(max(next_power_of_2(n), 128), 1024))
+    return Work(total, {}, (Step("count", total, {}, batch, serial=20 * blocks + s.bit_length()),), exchanges=1)
+
+
+def compact_sequence(case: Case, chip: Chip) -> Work:
+    """Hidden states, cos, sin and position ids."""
+    batch, n, c, size = case["B"], case["n"], case["C"], case.itemsize
+    out = n - case["V"] + case["S"]
+    companions = 2.0 * batch * out * (2 * case["d"] * size + LONG)
+    total = batch * ((n + out) * c * size + (n + 2 * out + 1) * LONG) + companions
+    flops = {"fp32": 1.0 * batch * n * c}
+    return Work(total, flops, (Step("means and copies", total, flops, batch * out * (cdiv(c, 1024) + 1), serial=2),))
+
+
 def gather(case: Case, chip: Chip) -> Work:
     total = 2.0 * case["N"] * case["C"] * case.itemsize + case["N"] * LONG
     return Work(total, {}, (Step("index_select", total, {}, cdiv(case["N"] * case["C"], 1024)),))
@@ -212,6 +242,9 @@ OPS: dict[str, Callable[[Case, Chip], Work]] = {
     "key_proj": lambda case, chip: _projection(case, chip, want_keys=True),
     "plan_tokens": plan_tokens,
     "segment_mean": segment_mean,
+    "segment_mean_backward": segment_mean_backward,
+    "expand_plan": expand_plan,
+    "compact_sequence": compact_sequence,
     "gather": gather,
 }
 

@@ -61,6 +61,11 @@ def build(case: Case, device: torch.device, seed: int = 0) -> Chain:
     def labels(batch: int, n: int, k: int) -> Tensor:
         return torch.randint(0, k, (batch, n), generator=generator).to(device)
 
+    def plan_of(n: int, s: int, batch: int = 1) -> Any:
+        clusters = max(1, s // 5)
+        scores = torch.rand(batch, n, generator=generator).to(device)
+        return torch.ops.vitcop_reference.plan_tokens(labels(batch, n, clusters), scores, clusters, s)
+
     op = case.op
     inputs: list[Tensor]
     if op == "vic_cluster":
@@ -110,13 +115,36 @@ def build(case: Case, device: torch.device, seed: int = 0) -> Chain:
             return call("plan_tokens", label, scores, c["K"], c["S"])
 
     elif op == "segment_mean":
-        scores = torch.rand(c["B"], c["N"], generator=generator).to(device)
-        clusters = max(1, c["S"] // 5)
-        plan = torch.ops.vitcop_reference.plan_tokens(labels(c["B"], c["N"], clusters), scores, clusters, c["S"])
+        plan = plan_of(c["N"], c["S"], c["B"])
         inputs = [normal(c["B"], c["N"], c["C"]), plan[0], plan[1]]
 
         def run(call: Call, x: Tensor, perm: Tensor, offsets: Tensor) -> Any:
             return call("segment_mean", x, perm, offsets)
+
+    elif op == "segment_mean_backward":
+        plan = plan_of(c["N"], c["S"], c["B"])
+        inputs = [normal(c["B"], c["S"], c["C"]), plan[0], plan[1]]
+
+        def run(call: Call, grad: Tensor, perm: Tensor, offsets: Tensor) -> Any:
+            return call("segment_mean_backward", grad, perm, offsets)
+
+    elif op in ("expand_plan", "compact_sequence"):
+        perm, offsets, anchors, merged = plan_of(c["V"], c["S"], c["B"])
+        slots = (torch.arange(c["V"], device=device) + (c["n"] - c["V"]) // 2).expand(c["B"], -1).contiguous()
+        sizes = {"num_slots": c["n"], "out_len": c["n"] - c["V"] + c["S"]}
+        inputs = [slots, anchors, perm, offsets, merged]
+
+        def run(call: Call, *plan: Tensor) -> Any:
+            return call("expand_plan", *plan, **sizes)
+
+        if op == "compact_sequence":
+            whole = torch.ops.vitcop_reference.expand_plan(*inputs, **sizes)
+            rotation = [normal(1, c["n"], c["d"]) for _ in range(2)]
+            ids = torch.arange(c["n"], device=device)[None]
+            inputs = [normal(c["B"], c["n"], c["C"]), *rotation, ids, *whole[:3]]
+
+            def run(call: Call, x: Tensor, cos: Tensor, sin: Tensor, ids: Tensor, *plan: Tensor) -> Any:
+                return call("compact_sequence", x, [cos, sin, ids], *plan)
 
     elif op == "stage2":
         d = c["C"] // c["H"]
@@ -191,6 +219,10 @@ def _segment_mean(x: Tensor, perm: Tensor, offsets: Tensor) -> Tensor:
     return torch.stack(means)
 
 
+def _compact_sequence(x: Tensor, companions: list[Tensor], perm: Tensor, offsets: Tensor, anchors: Tensor) -> Any:
+    return _segment_mean(x, perm, offsets), [t.index_select(1, anchors[0]) for t in companions]
+
+
 def _key_proj_norms(hidden: Tensor, weight: Tensor, bias: Any, rms: Tensor, *, num_heads: int) -> Tensor:
     return baselines.key_proj_norms(hidden, weight, rms, 1e-6)
 
@@ -206,6 +238,8 @@ EAGER: dict[str, Call] = {
     "key_proj_norms": _key_proj_norms,
     "plan_tokens": lambda *args: torch.ops.vitcop_reference.plan_tokens(*args),
     "segment_mean": _segment_mean,
+    "expand_plan": lambda *args, **kwargs: torch.ops.vitcop_reference.expand_plan(*args, **kwargs),
+    "compact_sequence": _compact_sequence,
 }
 
 

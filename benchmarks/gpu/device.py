@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from .truth import tensors
+
 Way = Callable[[], Any]
 NVIDIA_SMI = "clocks.sm,clocks.mem,clocks.max.sm,power.draw,power.limit,temperature.gpu,driver_version,persistence_mode"
 THROTTLED = ",clocks_event_reasons.active"  # which older drivers call otherwise
@@ -232,7 +234,7 @@ class DryRun:
         out = way()
 
         def replay() -> None:
-            for old, new in zip(_tensors(out), _tensors(way()), strict=True):
+            for old, new in zip(tensors(out), tensors(way()), strict=True):
                 old.copy_(new)
 
         return replay, out
@@ -267,7 +269,3 @@ class DryRun:
 
     def peak_bytes(self) -> int:
         return 0
-
-
-def _tensors(value: Any) -> list[Tensor]:
-    return [value] if isinstance(value, Tensor) else [t for t in value if isinstance(t, Tensor)]

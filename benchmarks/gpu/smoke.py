@@ -36,10 +36,13 @@ def small_cases() -> list[Case]:
             Case("key_proj_norms", {"B": 2, "N": 70, "C": 96, "J": 144, "H": 3}, dtype),
             Case("key_proj", {"B": 2, "N": 70, "C": 96, "J": 144, "H": 3}, dtype),
             Case("segment_mean", {"B": 2, "N": 70, "C": 136, "S": 30}, dtype),
+            Case("segment_mean_backward", {"B": 2, "N": 70, "C": 136, "S": 30}, dtype),
+            Case("compact_sequence", {"B": 2, "n": 90, "V": 70, "S": 30, "C": 136, "d": 24}, dtype),
         ]
     return [
         *cases,
         Case("select_tokens", {"B": 2, "N": 300, "K": 70}, "float32"),
+        Case("expand_plan", {"B": 2, "n": 170, "V": 150, "S": 40}, "float32"),
         Case("plan_tokens", {"B": 2, "N": 150, "K": 12, "S": 40}, "float32"),
     ]
 

@@ -103,6 +103,15 @@ def test_more_tokens_never_cost_less(op: str, gpu: Any) -> None:
     assert found[-1].work.bytes > found[0].work.bytes
 
 
+def test_every_op_is_estimated_and_measured() -> None:
+    import vitcop_kernels
+
+    known = {name for name in vitcop_kernels.ops.__all__ if hasattr(torch.ops.vitcop_reference, name)}
+    assert known == set(OPS) - {"gather"}
+    for cases in (real_cases(), tiny_cases()):
+        assert known <= {case.op for case in cases}
+
+
 def test_a_stage_is_the_sum_of_its_ops() -> None:
     for case in real_cases():
         works = [work_of(part, CHIP) for part in parts(case)]
