@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from . import caches
 from .injection import Injection
@@ -17,7 +16,7 @@ from .methods.base import Method
 from .report import Report
 
 if TYPE_CHECKING:
-    from .adapters.base import VisualTokens
+    from .adapters.base import Removable, VisualTokens
     from .run import Run
 
 _PRUNED: "weakref.WeakSet[nn.Module]" = weakref.WeakSet()
@@ -68,7 +67,7 @@ class Handle:
         self._arguments: dict[str, Any] = {}
         self._prompt: Prompt | None = None
         self._run: Run | None = None
-        self._hooks: list[RemovableHandle] = []
+        self._hooks: list[Removable] = []
         try:
             self._install()
         except BaseException:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import slow_llava
+import tiny_anyres
 import tiny_llava
 import torch
 from torch import Tensor
@@ -18,17 +19,40 @@ class Family:
 
     name: str
     build: Callable[..., Any]  # build(key_heads=, attention=, dtype=, layers=, seed=): a model with random weights
-    prompt: Callable[..., Any]  # prompt(images, seed=0, text=5): (token ids, images of the prompt)
+    prompt: Callable[..., Any]  # prompt(images, seed=0, text=5): (token ids, images of the prompt); videos=0 if it can
     batch: Callable[..., dict[str, Any]]  # batch(prompts, side="left", dtype=float32): as a processor returns them
     logits: Callable[..., Tensor]  # logits(model, method, turns, answer, kept=None, states=None), see slow_llava
     image_id: int  # placeholder
-    image_tokens: int  # visual tokens of one image of `prompt`
+    image_tokens: int  # visual tokens of `prompt(1)`
+    video_id: int | None = None  # placeholder; None: the family takes no videos
 
     def __str__(self) -> str:
         return self.name
 
     def model(self, key_heads: int = 4, attention: str = "sdpa", dtype: torch.dtype = torch.float32) -> Any:
-        return shared(self.name, key_heads, attention, dtype)
+        return shared(self, key_heads, attention, dtype)
+
+    def placeholders(self) -> list[int]:
+        return [self.image_id] if self.video_id is None else [self.image_id, self.video_id]
+
+    def count(self, ids: list[int]) -> int:
+        """Visual tokens of a prompt."""
+        return sum(token in self.placeholders() for token in ids)
+
+    def prompts(self) -> list[Any]:
+        """Prompts for one batch: with 1, 0 and 2 images, with videos alone, and last with all that the family takes."""
+        found = [self.prompt(1), self.prompt(0), self.prompt(2)]
+        if self.video_id is None:
+            return [*found, self.prompt(1, seed=2, text=9)]
+        return [*found, self.prompt(0, videos=2), self.prompt(1, seed=2, text=9, videos=1)]
+
+
+def anyres(name: str, kind: tiny_anyres.AnyRes) -> Family:
+    tokens = kind.prompt(1)[0].count(tiny_llava.IMAGE)
+    video_id = tiny_anyres.VIDEO if kind.video_tokens else None
+    return Family(
+        name, kind.build, kind.prompt, kind.batch, slow_llava.logits, tiny_llava.IMAGE, tokens, video_id
+    )  # fmt: skip
 
 
 FAMILIES = {
@@ -36,14 +60,22 @@ FAMILIES = {
         "llava", tiny_llava.tiny_llava, tiny_llava.prompt, tiny_llava.batch, slow_llava.logits,
         tiny_llava.IMAGE, tiny_llava.PATCHES,
     ),
+    "llava_next": anyres("llava_next", tiny_anyres.NEXT),
 }  # fmt: skip
+"""Each model family once."""
+
+VARIANTS = {
+    "llava_next, mistral": anyres("llava_next", tiny_anyres.NEXT_MISTRAL),
+}
+"""The same with other parts."""
 
 
 @functools.cache
-def shared(name: str, key_heads: int, attention: str, dtype: torch.dtype) -> Any:
-    return FAMILIES[name].build(key_heads=key_heads, attention=attention, dtype=dtype)
+def shared(family: Family, key_heads: int, attention: str, dtype: torch.dtype) -> Any:
+    return family.build(key_heads=key_heads, attention=attention, dtype=dtype)
 
 
 def parameters(*names: str) -> list[Any]:
-    """Families as parameters of a fixture, each with its mark; all without names."""
-    return [pytest.param(FAMILIES[n], id=n, marks=pytest.mark.family(n)) for n in names or FAMILIES]
+    """Families as parameters of a fixture, each with its mark; without names each one of `FAMILIES`."""
+    chosen = {n: (FAMILIES | VARIANTS)[n] for n in names or FAMILIES}
+    return [pytest.param(family, id=n, marks=pytest.mark.family(family.name)) for n, family in chosen.items()]

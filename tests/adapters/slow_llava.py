@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+import slow_vision
 import torch
 from torch import Tensor
 
@@ -18,7 +19,7 @@ class Turn:
     """What one prefill adds: token ids, and the images among them."""
 
     ids: list[int]
-    pixels: Tensor | None = None
+    pixels: Any = None  # as the family's prompt has them
 
 
 @dataclass
@@ -27,8 +28,9 @@ class Token:
     position: int
     column: int  # in the conversation
     turn: int
-    image: int = -1  # -1: text
-    patch: int = -1  # within the image
+    image: int = -1  # image, tile or frame within the turn; -1: text
+    patch: int = -1  # among the tokens of its image or video
+    place: tuple[float, float] = (0, 0)  # within the tile or frame
     visual: int = -1  # among the visual tokens of the turn
     feature: Tensor = field(default_factory=lambda: torch.empty(0))
     saliency: float = 0.0
@@ -67,7 +69,7 @@ def logits(
     for number, count in enumerate(counts):  # Stage I
         if count is not None:
             visual = [t for t in tokens if t.turn == number and t.image >= 0]
-            best = sorted(visual, key=lambda t: (-t.saliency, t.visual))[: count[0]]
+            best = sorted(visual, key=lambda t: (math.isnan(t.saliency), -t.saliency, t.visual))[: count[0]]
             if kept is not None:
                 best = [t for t in visual if t.visual in kept[0]]
             tokens = drop(tokens, visual, best)
@@ -116,48 +118,32 @@ def drop(tokens: list[Token], visual: list[Token], best: list[Token]) -> list[To
 
 
 def embed(model: Any, turn: Turn, number: int, start: int) -> list[Token]:
-    """Tokens of one turn, visual ones with what the second-last CLIP layer says about them."""
+    """Tokens of one turn, visual ones with what the vision tower says about them."""
     table = model.model.get_input_embeddings().weight
-    visual: list[Token] = []
-    if turn.pixels is not None and len(turn.pixels):
-        tower = model.model.vision_tower
-        states = tower(turn.pixels, output_hidden_states=True).hidden_states
-        layer = getattr(tower, "vision_model", tower).encoder.layers[-2]
-        attention = layer.self_attn
-        for image in range(len(turn.pixels)):
-            normed = layer.layer_norm1(states[-3][image])
-            heads = attention.num_heads
-            query = attention.q_proj(normed).view(len(normed), heads, -1)
-            key = attention.k_proj(normed)
-            received = torch.zeros(len(normed))
-            for head in range(heads):
-                dots = key.view(len(normed), heads, -1)[:, head] @ query[0, head] / math.sqrt(query.shape[-1])
-                received += dots.float().softmax(0)
-            projected = model.model.multi_modal_projector(states[-2][image, 1:])
-            for patch in range(len(normed) - 1):
-                visual.append(
-                    Token(
-                        projected[patch],
-                        0,
-                        0,
-                        number,
-                        image,
-                        patch,
-                        len(visual),
-                        key[patch + 1],
-                        float(received[patch + 1]),
-                    )
-                )
-    tokens = []
-    waiting = iter(visual)
+    images = slow_vision.see(model, turn.pixels)
+    placeholders = slow_vision.placeholders(model)
+    waiting: dict[str, list[slow_vision.Seen]] = {kind: [] for kind in images}  # of the image that has begun
+    begin: dict[str, int] = {}
+    length: dict[str, int] = {}
+    tokens: list[Token] = []
+    visual = segments = 0
     for token_id in turn.ids:
         column = start + len(tokens)
-        if token_id == model.config.image_token_id:
-            token = next(waiting)
-            token.column = token.position = column
-        else:
-            token = Token(table[token_id], column, column, number)
-        tokens.append(token)
+        kind = placeholders.get(token_id)
+        if kind is None:
+            tokens.append(Token(table[token_id], column, column, number))
+            continue
+        if not waiting[kind]:
+            waiting[kind] = images[kind].pop(0)
+            begin[kind], length[kind] = segments, len(waiting[kind])
+            segments += 1 + max(seen.part for seen in waiting[kind])
+        seen = waiting[kind].pop(0)
+        segment, patch = begin[kind] + seen.part, length[kind] - 1 - len(waiting[kind])
+        tokens.append(
+            Token(seen.hidden, column, column, number, segment, patch, seen.place, visual, seen.feature, seen.saliency)
+        )
+        visual += 1
+    assert not any(waiting.values()) and not any(images.values())
     return tokens
 
 
@@ -230,23 +216,21 @@ def score(
 def merge(
     method: Any, num_layers: int, total: int, budget: int, tokens: list[Token], visual: list[Token], scores: list[float]
 ) -> list[Token]:
-    """Stage II: each image clustered on its own, then one plan for the sample."""
+    """Stage II: each segment clustered on its own, then one plan for the sample."""
     alpha = method.center_ratio
     if alpha is None:
         alpha = 0.09 + 0.27 * method.schedule(num_layers, total).retention
-    grid = math.isqrt(1 + max(t.patch for t in visual))
-    grid = 4 if grid <= 4 else grid
-    labels, clusters = [], 0
+    labels, clusters = [-1] * len(visual), 0
+    where = {id(token): i for i, token in enumerate(visual)}
     for image in sorted({t.image for t in visual}):
         members = [t for t in visual if t.image == image]
         features = torch.stack([t.feature if method.option("features") == "clip_key" else t.hidden for t in members])
-        positions = torch.tensor([[t.patch // grid / grid, t.patch % grid / grid] for t in members])
+        positions = torch.tensor([t.place for t in members], dtype=torch.float32)
         centers = alpha * len(members)
         centers = max(1, int(centers)) if method.semantics == "released" else math.ceil(centers)
-        found = REFERENCE.vic_cluster(features, positions, method.d_c, method.tau, centers, semantics=method.semantics)[
-            0
-        ].tolist()
-        labels += [label + clusters if label >= 0 else -1 for label in found]
+        found = REFERENCE.vic_cluster(features, positions, method.d_c, method.tau, centers, semantics=method.semantics)
+        for token, label in zip(members, found[0].tolist(), strict=True):
+            labels[where[id(token)]] = label + clusters if label >= 0 else -1
         clusters += centers
     plan = REFERENCE.plan_tokens(
         torch.tensor(labels), torch.tensor(scores), clusters, budget, quota=method.option("quota")

@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 import torch
 from checks import OLD, TOLERANCE, expected_logits, generate
+from families import Family
 from slow_llava import Turn, logits
-from tiny_llava import IMAGE, PATCHES, VOCABULARY, batch, prompt
+from tiny_llava import IMAGE, VOCABULARY, batch, prompt
 
 import vitcop
 from vitcop import ViTCoP
@@ -23,12 +24,12 @@ def everything(model: Any, method: Any, turns: list[Turn]) -> torch.Tensor:
 @pytest.mark.parametrize("retention", [1.0, 0.9])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_retaining_everything_equals_the_unpruned_model_bit_for_bit(
-    llava: Any, attention: str, retention: float
+    family: Family, attention: str, retention: float
 ) -> None:
-    model = llava(2, attention)
+    model = family.model(2, attention)
     method = ViTCoP(retention=1.0) if retention == 1 else ViTCoP(stage1_ratio=1, stage2_ratio=1, stage3_ratio=1)
-    for prompts in ([prompt(1)], [prompt(0), prompt(2), prompt(1)]):
-        inputs = batch(prompts)
+    for prompts in ([family.prompt(1)], family.prompts()):
+        inputs = family.batch(prompts)
         options = dict(max_new_tokens=4, do_sample=False, output_logits=True, return_dict_in_generate=True)
         plain = model.generate(**inputs, **options)
         output, report = generate(model, method, inputs)
@@ -41,11 +42,11 @@ def test_retaining_everything_equals_the_unpruned_model_bit_for_bit(
 @pytest.mark.parametrize("semantics", ["paper", "released"])
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_forward_without_a_cache_keeps_the_length_and_zeroes_what_was_pruned(
-    llava: Any, side: str, semantics: str
+    family: Family, side: str, semantics: str
 ) -> None:
-    model, method = llava(2), ViTCoP(retention=0.3, semantics=semantics)
-    prompts = [prompt(1), prompt(2), prompt(0)]
-    inputs = batch(prompts, side)
+    model, method = family.model(2), ViTCoP(retention=0.3, semantics=semantics)
+    prompts = family.prompts()
+    inputs = family.batch(prompts, side)
     positions = (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)
     with vitcop.prune(model, method), torch.no_grad():
         output = model(**inputs, position_ids=positions, use_cache=False)
@@ -54,7 +55,7 @@ def test_forward_without_a_cache_keeps_the_length_and_zeroes_what_was_pruned(
         got = output.logits[sample][inputs["attention_mask"][sample].bool()]
         expected = everything(model, method, [Turn(ids, pixels)])
         alive = ~expected.isnan().any(-1)
-        assert alive.sum() < len(ids) or IMAGE not in ids
+        assert alive.sum() < len(ids) or not family.count(ids)
         torch.testing.assert_close(got[alive], expected[alive], atol=TOLERANCE, rtol=0)
         assert (got[~alive] == 0).all()
 
@@ -87,22 +88,20 @@ def test_decoding_by_hand_after_right_padding(llava: Any, attention: str) -> Non
 @pytest.mark.feature("several turns, one cache")
 @pytest.mark.feature("a new image in a later turn")
 @pytest.mark.parametrize("semantics", ["paper", "released"])
-def test_turns_with_images_reuse_one_cache(llava: Any, semantics: str) -> None:
-    """Image, text, image: each turn prunes its own image alone and sees the earlier ones as they were left."""
-    model, method = llava(2), ViTCoP(retention=0.3, semantics=semantics)
-    turns = [Turn(*prompt(1)), Turn([11, 12, 13]), Turn(*prompt(1, seed=4)), Turn(*prompt(2, seed=2)), Turn([14])]
+def test_turns_with_images_reuse_one_cache(family: Family, semantics: str) -> None:
+    """Image, text, images: each turn prunes its own images alone and sees the earlier ones as they were left."""
+    model, method = family.model(2), ViTCoP(retention=0.3, semantics=semantics)
+    prompts = family.prompts()
+    turns = [Turn(*prompts[0]), Turn([11, 12, 13]), Turn(*prompts[-1]), Turn(*prompts[2]), Turn([14])]
     got, cache = [], None
     with vitcop.prune(model, method) as report, torch.no_grad():
         for turn in turns:
-            output = model(
-                input_ids=torch.tensor([turn.ids]),
-                pixel_values=turn.pixels,
-                past_key_values=cache,
-                use_cache=True,
-            )
+            inputs = family.batch([(turn.ids, turn.pixels)])
+            inputs.pop("attention_mask")
+            output = model(**inputs, past_key_values=cache, use_cache=True)
             cache = output.past_key_values
             got.append(output.logits[0])
-        assert report.visual_tokens == [2 * PATCHES]  # of the latest prefill with images
+        assert report.visual_tokens == [family.count(turns[3].ids)]  # of the latest prefill with images
         assert cache.get_seq_length() == sum(len(turn.ids) for turn in turns)
     expected = everything(model, method, turns)
     alive = ~expected.isnan().any(-1)

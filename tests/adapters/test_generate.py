@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 import torch
 from checks import NEW, VERSION, assert_answers, expected_logits, generate
+from families import FAMILIES, Family, parameters
 from slow_llava import Turn
-from tiny_llava import IMAGE, PAD, batch, prompt
+from tiny_llava import PAD, batch, prompt
 
 from vitcop import ViTCoP
 
@@ -43,12 +44,32 @@ def test_greedy_equals_recomputing_every_token(llava: Any, name: str) -> None:
 @pytest.mark.feature("several images or videos per prompt")
 @pytest.mark.feature("text-only samples")
 @pytest.mark.parametrize("semantics", ["paper", "released"])
-def test_a_padded_batch_of_0_1_and_2_images_equals_each_sample_alone(llava: Any, semantics: str) -> None:
-    model, method = llava(2), ViTCoP(retention=0.3, semantics=semantics)
-    prompts = [prompt(1), prompt(0), prompt(2), prompt(1, seed=1, text=9)]
-    output, report = generate(model, method, batch(prompts))
-    assert report.visual_tokens == [16, 0, 32, 16]
+@pytest.mark.parametrize("family", parameters(*FAMILIES, "llava_next, mistral"))
+def test_a_padded_batch_of_0_1_and_2_images_equals_each_sample_alone(family: Family, semantics: str) -> None:
+    model, method = family.model(2), ViTCoP(retention=0.3, semantics=semantics)
+    prompts = family.prompts()
+    output, report = generate(model, method, family.batch(prompts), new=2)
+    assert report.visual_tokens == [family.count(ids) for ids, _ in prompts]
+    assert report.visual_tokens[0] < report.visual_tokens[2] and report.visual_tokens[1] == 0
     assert_answers(model, method, prompts, output)
+
+
+OPTIONS = {
+    "line breaks survive": dict(stage1_ratio=0.98, stage2_ratio=0.5),
+    "line breaks survive, released": dict(stage1_ratio=0.98, stage2_ratio=0.5, semantics="released"),
+    "line breaks survive, hidden features": dict(stage1_ratio=1, stage2_ratio=0.4, features="hidden"),
+    "attention, original positions": dict(retention=0.4, saliency="attention", positions="original"),
+}
+
+
+@pytest.mark.feature("greedy")
+@pytest.mark.feature("eager attention")
+@pytest.mark.parametrize("name", OPTIONS)
+def test_greedy_of_every_family(family: Family, name: str) -> None:
+    model, method = family.model(2, "eager"), ViTCoP(**OPTIONS[name])
+    sample = family.prompts()[-1]
+    output, _ = generate(model, method, family.batch([sample]), new=1)
+    assert_answers(model, method, [sample], output)
 
 
 def test_a_batch_of_equal_prompts_lengths_equals_each_sample_alone(llava: Any) -> None:
@@ -65,9 +86,9 @@ def test_attention_in_a_padded_batch(llava: Any) -> None:
     assert_answers(model, method, prompts, output)
 
 
-def test_text_alone_is_left_as_it_is(llava: Any) -> None:
-    model = llava()
-    inputs = batch([prompt(0)])
+def test_text_alone_is_left_as_it_is(family: Family) -> None:
+    model = family.model()
+    inputs = family.batch([family.prompt(0)])
     plain = model.generate(**inputs, max_new_tokens=NEW, do_sample=False)
     output, report = generate(model, ViTCoP(retention=0.3), inputs)
     assert torch.equal(output.sequences, plain)
@@ -75,17 +96,19 @@ def test_text_alone_is_left_as_it_is(llava: Any) -> None:
 
 
 @pytest.mark.feature("bfloat16")
-def test_bfloat16(llava: Any) -> None:
+def test_bfloat16(family: Family) -> None:
     """Near-ties may be ranked differently in half precision, so the reference is told what was kept."""
-    model, method = llava(dtype=torch.bfloat16), ViTCoP(retention=0.3, saliency="key_norm_only")
-    sample = prompt(1)
-    output, report = generate(model, method, batch([sample], dtype=torch.bfloat16), new=2)
+    model = family.model(dtype=torch.bfloat16)
+    method = ViTCoP(retention=0.3, saliency="key_norm_only")
+    ids, media = family.prompts()[-1]
+    output, report = generate(model, method, family.batch([(ids, media)], dtype=torch.bfloat16), new=2)
     kept = [stage.kept[0].tolist() for stage in report.stages]
     answer = output.sequences[0, -2:].tolist()
     got = torch.stack(output.logits, dim=1)[0].float()
-    slow = expected_logits(model, method, [Turn(sample[0], sample[1].bfloat16())], answer, kept=kept)
+    rounded = media.to(torch.bfloat16)
+    slow = expected_logits(model, method, [Turn(ids, rounded)], answer, kept=kept)
     wide = copy.deepcopy(model).float()
-    truth = expected_logits(wide, method, [Turn(sample[0], sample[1].bfloat16().float())], answer, kept=kept)
+    truth = expected_logits(wide, method, [Turn(ids, rounded.to(torch.float32))], answer, kept=kept)
     # As far from the truth as another bfloat16 computation of the same thing.
     assert (got - truth).pow(2).mean() <= 2 * (slow - truth).pow(2).mean()
     assert (got - truth).pow(2).mean() < 0.1 * truth.var()
@@ -176,5 +199,5 @@ def test_a_later_text_turn_reuses_the_pruned_cache(llava: Any) -> None:
     assert report.stages == []  # nothing was pruned in this block
 
 
-def test_no_placeholder_is_ever_answered(llava: Any) -> None:
-    assert not (llava().lm_head.weight[IMAGE] != 0).any()
+def test_no_placeholder_is_ever_answered(family: Family) -> None:
+    assert not (family.model().lm_head.weight[family.placeholders()] != 0).any()

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_llava import batch, prompt
+from families import Family
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import vitcop
@@ -30,17 +30,19 @@ class Watch(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("images", [(1,), (2,), (1, 2, 0, 1)])
+@pytest.mark.parametrize("alone", [True, False])
 @pytest.mark.parametrize(
     "options",
     [{}, {"semantics": "released"}, {"saliency": "attention"}, {"positions": "original"}],
     ids=lambda options: ",".join(options) or "paper",
 )
-def test_no_value_is_read(llava: Any, images: tuple[int, ...], options: dict[str, str]) -> None:
-    model, watch = llava(), Watch()
+def test_no_value_is_read(family: Family, alone: bool, options: dict[str, str]) -> None:
+    model, watch = family.model(), Watch()
     decoder = model.model.language_model
-    inputs = batch([prompt(n) for n in images])
-    token = torch.full((len(images), 1), 11)
+    prompts = family.prompts()
+    prompts = prompts[-1:] if alone else prompts
+    inputs = family.batch(prompts)
+    token = torch.full((len(prompts), 1), 11)
     mask = torch.cat([inputs["attention_mask"], torch.ones_like(token)], 1)
     with vitcop.prune(model, ViTCoP(retention=0.3, **options)) as report, torch.no_grad():  # type: ignore[arg-type]
         # From here on the layout has been read, and the decoder's mask, for which transformers reads, is made.

@@ -30,6 +30,12 @@ def tiny_llava(
         image_token_id=IMAGE, vision_feature_layer=-2, pad_token_id=PAD,
     )  # fmt: skip
     model = LlavaForConditionalGeneration._from_config(config, attn_implementation=attention)
+    spread(model)
+    return model.to(dtype).eval()
+
+
+def spread(model: Any) -> None:
+    """Make the weights of a random model such that its choices can be told apart."""
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if weight.dim() > 1:
@@ -38,7 +44,6 @@ def tiny_llava(
         model.lm_head.weight[IMAGE] = 0  # an answer without placeholders
     model.generation_config.eos_token_id = None
     model.generation_config.pad_token_id = PAD
-    return model.to(dtype).eval()
 
 
 def prompt(images: int, seed: int = 0, text: int = 5) -> tuple[list[int], Tensor]:
@@ -58,15 +63,20 @@ def batch(
     prompts: Sequence[tuple[list[int], Tensor]], side: str = "left", dtype: torch.dtype = torch.float32
 ) -> dict[str, Any]:
     """Prompts padded to one batch, as a processor returns them."""
-    width = max(len(ids) for ids, _ in prompts)
+    inputs = pad([ids for ids, _ in prompts], side)
+    pixels = [p for _, p in prompts if p is not None and len(p)]
+    if pixels:
+        inputs["pixel_values"] = torch.cat(pixels).to(dtype)
+    return inputs
+
+
+def pad(prompts: Sequence[list[int]], side: str) -> dict[str, Any]:
+    """Token ids padded to one batch, with their mask."""
+    width = max(map(len, prompts))
     rows, mask = [], []
-    for ids, _ in prompts:
+    for ids in prompts:
         padding = [PAD] * (width - len(ids))
         ones, zeros = [1] * len(ids), [0] * len(padding)
         rows.append(padding + ids if side == "left" else ids + padding)
         mask.append(zeros + ones if side == "left" else ones + zeros)
-    inputs: dict[str, Any] = {"input_ids": torch.tensor(rows), "attention_mask": torch.tensor(mask)}
-    pixels = torch.cat([p for _, p in prompts])
-    if len(pixels):
-        inputs["pixel_values"] = pixels.to(dtype)
-    return inputs
+    return {"input_ids": torch.tensor(rows), "attention_mask": torch.tensor(mask)}

@@ -23,11 +23,13 @@ from torch import nn  # noqa: E402
 
 from .base import Adapter  # noqa: E402
 from .llava import LlavaAdapter  # noqa: E402
+from .llava_next import LlavaNextAdapter  # noqa: E402
 from .qwen2_5_vl import Qwen25VLAdapter  # noqa: E402
 from .qwen3_vl import Qwen3VLAdapter  # noqa: E402
 
 ADAPTERS: dict[str, type[Adapter]] = {
     "llava": LlavaAdapter,
+    "llava_next": LlavaNextAdapter,
     "qwen2_5_vl": Qwen25VLAdapter,
     "qwen3_vl": Qwen3VLAdapter,
 }
@@ -51,4 +53,12 @@ def _model_type(module: nn.Module) -> str:
     return getattr(getattr(module, "config", None), "model_type", type(module).__name__)
 
 
-__all__ = ["ADAPTERS", "Adapter", "LlavaAdapter", "Qwen3VLAdapter", "Qwen25VLAdapter", "adapter_for"]
+__all__ = [
+    "ADAPTERS",
+    "Adapter",
+    "LlavaAdapter",
+    "LlavaNextAdapter",
+    "Qwen3VLAdapter",
+    "Qwen25VLAdapter",
+    "adapter_for",
+]

@@ -7,7 +7,6 @@ from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from vitcop.layout import KINDS
 from vitcop.methods.base import Program
@@ -57,6 +56,12 @@ class TowerTokens(VisualTokens, Protocol):
 
     def cls_states(self) -> Tensor | None:
         """[images, D] the same of the [CLS] tokens; None for towers without."""
+
+
+class Removable(Protocol):
+    """What is put into a model and can be taken out of it again."""
+
+    def remove(self) -> None: ...
 
 
 class Adapter(ABC):
@@ -139,7 +144,7 @@ class Adapter(ABC):
         return [], kwargs
 
     @abstractmethod
-    def watch(self, tower_outputs: list[VisualTokens]) -> Iterable[RemovableHandle]:
+    def watch(self, tower_outputs: list[VisualTokens]) -> Iterable[Removable]:
         """Hook the vision side: each run of the tower appends its tokens to `tower_outputs`, and leaves them in its
         output under the key `VISION`."""
 

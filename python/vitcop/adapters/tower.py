@@ -1,0 +1,137 @@
+"""A vision tower in the manner of CLIP or SigLIP: tiles in, patches out, and what one of its layers says about them."""
+
+import functools
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import vitcop_kernels as ops
+from vitcop.layout import grid_positions
+
+from .base import VISION, Adapter, Removable, VisualTokens, feature_layer, tower_layers
+
+
+@dataclass
+class TowerRun:
+    """What a layer of the tower computed for n tiles (images, frames) of N patches."""
+
+    query: Tensor  # [n, M, H*d] of [CLS] (M = 1); of all patches (M = N) where the tower has no [CLS]
+    keys: Tensor  # [n, N or 1+N, H*d] of [CLS], if there is one, and the patches
+    num_heads: int
+    scale: float
+    has_cls: bool
+
+    def saliency(self) -> Tensor:
+        """[n, N] Eq. 1: softmax over [CLS] and patches, summed over heads; [CLS]' own share is left out afterwards.
+
+        Without [CLS], the attention that a patch receives from the patches of its tile, averaged over them and the
+        heads (as VisionZip has it).
+        """
+        query, keys = (x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in (self.query, self.keys))
+        received = ops.attention_saliency(query, keys, scale=self.scale)
+        return received[:, 1:] if self.has_cls else received / (query.shape[1] * query.shape[2])
+
+    def features(self) -> Tensor:
+        """[n, N, H*d]"""
+        return self.keys[:, 1:] if self.has_cls else self.keys
+
+
+@dataclass
+class TileTokens:
+    """Visual tokens made of the patches of tiles. Implements `VisualTokens`."""
+
+    run: TowerRun
+    kind: str
+    image_tokens: Sequence[int]
+    part: Tensor  # [T] int64, on the CPU: segment within the image
+    place: Tensor  # [T, 2]
+    arrange: Callable[[Tensor], Tensor]
+    """[n, N, D] of the tower -> [T, D] of the prompt, by the model's own code; NaN for tokens that no patch made."""
+
+    def segments(self) -> Tensor:
+        return self.part
+
+    def saliency(self) -> Tensor:
+        return self.arrange(self.run.saliency()[..., None])[:, 0]
+
+    def features(self) -> Tensor:
+        return self.arrange(self.run.features())
+
+    def positions(self) -> Tensor:
+        return self.place
+
+
+class TowerAdapter(Adapter):
+    """A family with a CLIP or SigLIP tower, whose tiles are images and whose patches are visual tokens as they are."""
+
+    def __init__(self, owner: Any) -> None:
+        super().__init__(owner)
+        tower = self.owner.vision_tower
+        embeddings = getattr(tower, "vision_model", tower).embeddings
+        self.has_cls = getattr(embeddings, "class_embedding", None) is not None
+        strategy = self.config.vision_feature_select_strategy
+        if strategy != ("default" if self.has_cls else "full"):
+            expected = "'default' (patches without [CLS])" if self.has_cls else "'full' (the tower has no [CLS])"
+            raise NotImplementedError(f"vision_feature_select_strategy: expected {expected}, got {strategy!r}")
+        self.layer = feature_layer(tower_layers(tower), self.config.vision_feature_layer)
+        self.attention = self.layer.self_attn
+        if not all(hasattr(self.attention, name) for name in ("q_proj", "k_proj", "num_heads", "scale")):
+            raise NotImplementedError(
+                f"vision_tower: expected CLIP or SigLIP, got attention of {type(self.attention).__name__}"
+            )
+        vision = self.config.vision_config
+        side = vision.image_size // vision.patch_size
+        self.grid = side, side
+
+    def tokens(self, run: TowerRun) -> TileTokens:
+        """The visual tokens of a run whose tiles are images."""
+        tiles, patches = run.features().shape[:2]
+        place = grid_positions(*self.grid, run.keys.device).repeat(tiles, 1)
+        part = torch.zeros(tiles * patches, dtype=torch.int64)
+        return TileTokens(run, "image", [patches] * tiles, part, place, lambda x: x.flatten(0, 1))
+
+    def watch(self, tower_outputs: list[VisualTokens]) -> Iterable[Removable]:
+        seen: dict[str, Tensor] = {}
+
+        def keep_query(module: nn.Module, args: Any, output: Tensor) -> None:
+            seen["query"] = (output[:, :1] if self.has_cls else output).detach()
+
+        def keep_keys(module: nn.Module, args: Any, output: Tensor) -> None:
+            seen["keys"] = output.detach()
+
+        def after_tower(module: nn.Module, args: Any, output: Any) -> None:
+            attention = self.attention
+            run = TowerRun(seen.pop("query"), seen.pop("keys"), attention.num_heads, attention.scale, self.has_cls)
+            (rows, cols), patches = self.grid, run.features().shape[1]
+            if patches != rows * cols:
+                raise NotImplementedError(
+                    f"pixel_values: expected images of {rows}x{cols} patches, got {patches} patches"
+                )
+            tokens = self.tokens(run)
+            tower_outputs.append(tokens)
+            if isinstance(output, dict):
+                output[VISION] = tokens
+
+        yield self.attention.q_proj.register_forward_hook(keep_query)
+        yield self.attention.k_proj.register_forward_hook(keep_keys)
+        yield self.owner.vision_tower.register_forward_hook(after_tower)
+
+
+class Replacement:
+    """A method of one instance called through `wrapper(original, *args, **kwargs)`, until `remove()`."""
+
+    def __init__(self, instance: Any, name: str, wrapper: Callable[..., Any]) -> None:
+        self._attributes, self._name = vars(instance), name
+        self._before = self._attributes.get(name)  # not the class's own
+        original = getattr(instance, name)
+        # generate() reads the signature to know what to pass on.
+        self._attributes[name] = functools.wraps(original)(functools.partial(wrapper, original))
+
+    def remove(self) -> None:
+        if self._before is None:
+            self._attributes.pop(self._name, None)
+        else:
+            self._attributes[self._name] = self._before
