@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from .report import Stopwatch
+from .report import Stopwatch, Untimed
 
 COUNTS = ("total", "count", "budget", "num_segments", "max_segment", "ordered")
 READABLE = frozenset({*COUNTS, "saliency", "features", "positions", "segment"})
@@ -83,7 +83,9 @@ def lane_for(device: torch.device) -> Lane | None:
 class Ahead:
     """The work of one stage, by visual tokens of the samples. `seconds` of `watch` are those it took over there."""
 
-    def __init__(self, work: Callable[[], dict[int, Any]], lane: Lane | None, watch: Stopwatch | None) -> None:
+    def __init__(
+        self, work: Callable[[], dict[int, Any]], lane: Lane | None, watch: Stopwatch | Untimed | None
+    ) -> None:
         self._work, self._lane, self._result = work, lane, None
         self.watch = watch if lane is not None else None
         self._joined = lane is None

@@ -1,6 +1,7 @@
 """What a pruned prefill did and cost. Data only; nothing waits for the device until a value is read on the host."""
 
 import itertools
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -42,6 +43,16 @@ class Stopwatch:
         return self._seconds
 
 
+class Untimed:
+    """Stands for the stopwatch of a stage inside a CUDA graph, where nothing can be timed from outside."""
+
+    seconds = math.nan
+
+    def start(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+
 @dataclass
 class StageReport:
     """What one stage did to the B samples of a batch. -1 pads what is ragged."""
@@ -56,12 +67,12 @@ class StageReport:
     plans: dict[int, Plan] = field(default_factory=dict, repr=False)  # by visual tokens of the sample
     rows: dict[int, list[int]] = field(default_factory=dict, repr=False)  # samples of each plan
     previous: "StageReport | None" = field(default=None, repr=False)
-    stopwatch: Stopwatch | None = field(default=None, repr=False)
-    stopwatch_ahead: Stopwatch | None = field(default=None, repr=False)
+    stopwatch: Stopwatch | Untimed | None = field(default=None, repr=False)
+    stopwatch_ahead: Stopwatch | Untimed | None = field(default=None, repr=False)
 
     @property
     def seconds(self) -> float:
-        """Time that choosing took, also where it ran beside decoder layers."""
+        """Time that choosing took, also where it ran beside decoder layers; NaN where a CUDA graph was replayed."""
         return self.seconds_ahead + (0.0 if self.stopwatch is None else self.stopwatch.seconds)
 
     @property

@@ -19,7 +19,7 @@ from .injection import Injection
 from .layout import Group, Prompt
 from .masks import causal_mask, mask_kind
 from .methods.base import Plan, Program, Stage
-from .report import Report, StageReport, Stopwatch
+from .report import Report, StageReport, Stopwatch, Untimed
 
 
 class Run:
@@ -33,6 +33,7 @@ class Run:
         position_ids: Tensor | None, prompt: Prompt | None, groups: Sequence[Group], tokens: Sequence[VisualTokens],
     ) -> None:  # fmt: skip
         self.adapter, self.program = adapter, program
+        self.prompt, self.groups, self.tokens = prompt, list(groups), tokens
         self.batch, self.queries = embeds.shape[:2]
         self.embeds = embeds.detach()
         self.device = embeds.device
@@ -48,7 +49,6 @@ class Run:
         if position_ids is None:
             position_ids = torch.arange(self.seen, self.seen + self.queries, device=self.device)[None]
         self.position_ids = position_ids if self.shift is None else position_ids - self.shift
-        self.prompt, self.groups, self.tokens = prompt, list(groups), tokens
         self.tail = prompt.tail if prompt is not None and groups else 0  # slots that may hold text after the images
         place = [torch.arange(group.total, device=self.device).expand_as(group.slots) for group in groups]
         self.visible = [Visible(group, group.slots, origin) for group, origin in zip(groups, place, strict=True)]
@@ -63,6 +63,22 @@ class Run:
         self._previous: tuple[Tensor, tuple[Tensor, Tensor]] | None = None  # input of the layer before a stage
         self.lane = lane_for(self.device)
         self._ahead: Ahead | None = None  # of the stage to come
+        self.behind: Tensor | None = None  # [1] slots of padding behind every sample, in a graph
+        self._timed = True
+
+    def static(self, behind: Tensor) -> None:
+        """For a graph: whatever differs from replay to replay is in tensors, and nothing can be timed.
+
+        Prompts are padded on the right by `behind` slots, which are treated as text that nobody sees.
+        """
+        self.behind, self._timed = behind, False
+        self.dirty = True  # the masks that the decoder prepares may depend on values
+        self.tail = self.queries - min(group.total for group in self.groups)  # wherever the images are
+        real = torch.arange(self.queries, device=self.device) < self.queries - behind
+        self.prompt_valid = real.expand(self.batch, -1)
+
+    def _stopwatch(self) -> Stopwatch | Untimed:
+        return Stopwatch(self.device) if self._timed else Untimed()
 
     def _read_padding(self, mask: Tensor | None, prompt: Prompt | None) -> tuple[Tensor | None, list[int]]:
         full = [self.queries] * self.batch
@@ -137,7 +153,7 @@ class Run:
         ahead, self._ahead = self._ahead, None
         if ahead is not None:
             ahead.join()
-        watch = Stopwatch(self.device)
+        watch = self._stopwatch()
         watch.start()
         with torch.no_grad():
             sources = self._sources(stage.layer, layer, hidden.detach())
@@ -184,7 +200,7 @@ class Run:
             if budget < visible.slots.shape[1]:
                 contexts[total] = VisionContext(StageContext(visible, budget, sources))
         if contexts:
-            watch = Stopwatch(self.device) if self.lane is not None else None
+            watch = self._stopwatch() if self.lane is not None else None
             self._ahead = Ahead(lambda: {total: work(ctx) for total, ctx in contexts.items()}, self.lane, watch)
 
     def abandon(self) -> None:
@@ -226,7 +242,9 @@ class Run:
     def _attention(self, index: int, layer: nn.Module, hidden: Tensor, embeddings: tuple[Tensor, Tensor]) -> Tensor:
         """[B, n] attention that each sample's last token pays in a layer, earlier turns taking their share."""
         last = None
-        if self.valid is not None:
+        if self.behind is not None:
+            last = (hidden.shape[1] - 1 - self.behind).expand(self.batch)
+        elif self.valid is not None:
             place = torch.arange(self.valid.shape[1], device=self.device)
             last = torch.where(self.valid, place, -1).amax(1)
         past = self._keys_seen(index, hidden.shape[1])
@@ -323,7 +341,7 @@ class Run:
     # -- afterwards --------------------------------------------------------------------------------------------------
 
     def _report(
-        self, stage: Stage, plans: dict[int, Plan], watch: Stopwatch, report: Report, ahead: Ahead | None
+        self, stage: Stage, plans: dict[int, Plan], watch: Stopwatch | Untimed, report: Report, ahead: Ahead | None
     ) -> StageReport:
         tokens_in, tokens_out = [0] * self.batch, [0] * self.batch
         kept, merged, labels = [], [], []
