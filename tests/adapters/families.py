@@ -61,6 +61,8 @@ FAMILIES = {
         tiny_llava.IMAGE, tiny_llava.PATCHES,
     ),
     "llava_next": anyres("llava_next", tiny_anyres.NEXT),
+    "llava_next_video": anyres("llava_next_video", tiny_anyres.NEXT_VIDEO),
+    "llava_onevision": anyres("llava_onevision", tiny_anyres.ONEVISION),
 }  # fmt: skip
 """Each model family once."""
 

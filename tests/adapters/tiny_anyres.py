@@ -128,3 +128,8 @@ def _packer(kind: AnyRes) -> Any:
 
 NEXT = AnyRes("LlavaNext")
 NEXT_MISTRAL = AnyRes("LlavaNext", decoder="Mistral")
+NEXT_VIDEO = AnyRes("LlavaNextVideo", side=4, video_tokens=4 * FRAMES, config=(("spatial_pool_stride", 2),))
+ONEVISION = AnyRes(
+    "LlavaOnevision", decoder="Qwen2", siglip=True, onevision=True, video_tokens=4 * FRAMES + 1,
+    config=(("vision_aspect_ratio", "anyres_max_2"),),  # images of four tiles are shrunk
+)  # fmt: skip

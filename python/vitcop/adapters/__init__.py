@@ -24,12 +24,16 @@ from torch import nn  # noqa: E402
 from .base import Adapter  # noqa: E402
 from .llava import LlavaAdapter  # noqa: E402
 from .llava_next import LlavaNextAdapter  # noqa: E402
+from .llava_next_video import LlavaNextVideoAdapter  # noqa: E402
+from .llava_onevision import LlavaOnevisionAdapter  # noqa: E402
 from .qwen2_5_vl import Qwen25VLAdapter  # noqa: E402
 from .qwen3_vl import Qwen3VLAdapter  # noqa: E402
 
 ADAPTERS: dict[str, type[Adapter]] = {
     "llava": LlavaAdapter,
     "llava_next": LlavaNextAdapter,
+    "llava_next_video": LlavaNextVideoAdapter,
+    "llava_onevision": LlavaOnevisionAdapter,
     "qwen2_5_vl": Qwen25VLAdapter,
     "qwen3_vl": Qwen3VLAdapter,
 }
@@ -58,6 +62,8 @@ __all__ = [
     "Adapter",
     "LlavaAdapter",
     "LlavaNextAdapter",
+    "LlavaNextVideoAdapter",
+    "LlavaOnevisionAdapter",
     "Qwen3VLAdapter",
     "Qwen25VLAdapter",
     "adapter_for",

@@ -1,0 +1,16 @@
+"""LLaVA-OneVision: AnyRes images, shrunk where they are large, and videos of pooled frames, seen by SigLIP."""
+
+from torch import Tensor
+
+from .llava_next_video import LlavaNextVideoAdapter
+
+
+class LlavaOnevisionAdapter(LlavaNextVideoAdapter):
+    """A token of a shrunk image has the saliency and the keys of the patches around its place, interpolated as it is,
+    and belongs to the tile of that place."""
+
+    line_breaks = 1
+
+    def pool(self, x: Tensor) -> Tensor:
+        pooled: Tensor = self.owner.apply_pooling(x)
+        return pooled
