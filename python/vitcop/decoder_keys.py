@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 import vitcop_kernels as ops
 
+from . import parallel
+
 # RMSNorms that are x/rms(x) * weight and nothing else (Gemma's multiplies by 1 + weight).
 PLAIN_RMS_NORMS = ("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen2_5_VLRMSNorm", "Qwen3RMSNorm")
 
@@ -23,12 +25,17 @@ def key_norms(layer: nn.Module, hidden: Tensor, heads: str) -> Tensor:
     if _is_plain(projection, nn.Linear) and type(norm).__name__ in PLAIN_RMS_NORMS and _is_plain(norm, type(norm)):
         weight, rms_weight = projection.weight, norm.weight
         same = weight.dtype == hidden.dtype == rms_weight.dtype and weight.device == hidden.device
-        if same and getattr(attention, "k_norm", None) is None:
+        num_heads = weight.shape[0] // attention.head_dim
+        if same and getattr(attention, "k_norm", None) is None and parallel.group_of(attention, num_heads) is None:
             return ops.key_proj_norms(
                 hidden, weight, projection.bias, rms_weight=rms_weight, rms_eps=norm.variance_epsilon,
-                num_heads=weight.shape[0] // attention.head_dim, heads=heads,
+                num_heads=num_heads, heads=heads,
             )  # fmt: skip
-    return ops.key_norms(_project(attention, norm(hidden), "k"), heads=heads)
+    keys = _project(attention, norm(hidden), "k")
+    group = parallel.group_of(attention, keys.shape[1])
+    if group is not None:
+        return parallel.key_norms(keys, heads, attention.config.num_key_value_heads, group)
+    return ops.key_norms(keys, heads=heads)
 
 
 def last_token_attention(
@@ -102,6 +109,9 @@ def _received(
     if past_keys is not None:
         keys = torch.cat([past_keys.to(keys), keys], dim=2)
     received = ops.attention_saliency(query, keys.to(query.dtype), scale=attention.scaling, mask=mask)
+    group = parallel.group_of(attention, keys.shape[1])
+    if group is not None:
+        received = parallel.sum_over_heads(received, group)
     return received[:, keys.shape[2] - hidden.shape[1] :]
 
 

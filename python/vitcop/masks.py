@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from .layout import Prompt
+
 
 def mask_kind(implementation: str) -> str:
     """ "eager", "sdpa" or "flash": which form of mask an attention implementation takes.
@@ -52,3 +54,25 @@ def causal_mask(
     if kind == "sdpa":
         return allowed
     return torch.zeros((), dtype=dtype, device=device).masked_fill(~allowed, torch.finfo(dtype).min)
+
+
+def read_padding(
+    mask: Tensor | None, prompt: Prompt | None, batch: int, queries: int, device: torch.device
+) -> tuple[Tensor | None, list[int]]:
+    """[B, queries] bool, False for padding (None: there is none), and how many of each sample are not."""
+    full = [queries] * batch
+    if mask is None or queries == 1:  # a single token is no padding
+        return None, full
+    if prompt is not None and prompt.valid.shape == (batch, queries):
+        return (prompt.valid.to(device), prompt.lengths) if prompt.padded else (None, full)
+    valid = mask[:, -queries:].to(device, torch.bool)
+    lengths = valid.sum(1).tolist()
+    return (None, full) if lengths == full else (valid, lengths)
+
+
+def read_history(mask: Tensor | None, seen: int, queries: int, device: torch.device) -> Tensor | None:
+    """[B, seen] padding of earlier turns that were not pruned; what was pruned keeps its masks on the cache."""
+    if not seen or mask is None:
+        return None
+    earlier = mask[:, :-queries].to(device, torch.bool)
+    return None if bool(earlier.all()) else earlier

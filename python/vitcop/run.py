@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import vitcop_kernels as ops
 
-from . import caches, decoder_keys
+from . import caches, decoder_keys, parallel
 from .adapters.base import Adapter, VisualTokens
 from .ahead import Ahead, VisionContext, lane_for
 from .caches import CacheState
@@ -17,7 +17,7 @@ from .compaction import Compaction, compact
 from .context import PromptText, Sources, StageContext, Visible, Vision
 from .injection import Injection
 from .layout import Group, Prompt
-from .masks import causal_mask, mask_kind
+from .masks import causal_mask, mask_kind, read_history, read_padding
 from .methods.base import Plan, Program, Stage
 from .report import Report, StageReport, Stopwatch, Untimed
 
@@ -42,9 +42,10 @@ class Run:
         self.cache, self.seen = cache, caches.seen(cache)
         history = [caches.layer_length(cache, layer) for layer in range(adapter.shape.num_layers)]
         self.history = history  # columns of each layer before this forward
-        self.valid, self.lengths = self._read_padding(padding_mask, prompt)
+        self.valid, self.lengths = read_padding(padding_mask, prompt, self.batch, self.queries, self.device)
         self.prompt_valid = self.valid
-        self.history_mask = self._read_history(padding_mask)
+        new = self.before is None and bool(groups)
+        self.history_mask = read_history(padding_mask, self.seen, self.queries, self.device) if new else None
         self.shift = caches.align_batch(self.before.shift, self.batch) if self.before else None  # [B, 1]
         if position_ids is None:
             position_ids = torch.arange(self.seen, self.seen + self.queries, device=self.device)[None]
@@ -79,23 +80,6 @@ class Run:
 
     def _stopwatch(self) -> Stopwatch | Untimed:
         return Stopwatch(self.device) if self._timed else Untimed()
-
-    def _read_padding(self, mask: Tensor | None, prompt: Prompt | None) -> tuple[Tensor | None, list[int]]:
-        full = [self.queries] * self.batch
-        if mask is None or self.queries == 1:  # a single token is no padding
-            return None, full
-        if prompt is not None and prompt.valid.shape == (self.batch, self.queries):
-            return (prompt.valid.to(self.device), prompt.lengths) if prompt.padded else (None, full)
-        valid = mask[:, -self.queries :].to(self.device, torch.bool)
-        lengths = valid.sum(1).tolist()
-        return (None, full) if lengths == full else (valid, lengths)
-
-    def _read_history(self, mask: Tensor | None) -> Tensor | None:
-        """[B, seen] padding of earlier turns that were not pruned; what was pruned keeps its masks on the cache."""
-        if self.before is not None or not self.seen or mask is None or not self.groups:
-            return None
-        earlier = mask[:, : -self.queries].to(self.device, torch.bool)
-        return None if bool(earlier.all()) else earlier
 
     # -- one layer ---------------------------------------------------------------------------------------------------
 
@@ -162,7 +146,7 @@ class Run:
                 total, count = visible.group.total, visible.slots.shape[1]
                 budget = self.program.counts(total)[number]
                 if budget < count:
-                    plans[total] = stage.select(StageContext(visible, budget, sources, ahead))
+                    plans[total] = self._agreed(stage.select(StageContext(visible, budget, sources, ahead)))
             compaction = self._compact(plans, hidden.shape[1]) if plans else None
         watch.stop()
         report.stages.append(self._report(stage, plans, watch, report, ahead))
@@ -178,6 +162,11 @@ class Run:
                     hidden = self._put(hidden, new, _content(plan, StageContext(old, new.slots.shape[1], sources)))
         self._start_ahead(number + 1)
         return hidden
+
+    def _agreed(self, plan: Plan) -> Plan:
+        """The same plan on every rank of a tensor-parallel group."""
+        group = parallel.group_of(self.adapter.decoder.layers[0].self_attn)
+        return plan if group is None else parallel.first_ranks(plan, group)
 
     def _put(self, hidden: Tensor, visible: Visible, content: Tensor) -> Tensor:
         """`hidden [B, n, C]` with these visual tokens `[G, V, C]`."""
@@ -232,8 +221,10 @@ class Run:
         def cached_keys() -> Tensor | None:
             if index == 0:
                 return None
-            keys = caches.layer_keys(self.cache, index - 1)
-            return None if keys is None or keys.device != self.device else keys[:, :, self.history[index - 1] :]
+            keys, attention = caches.layer_keys(self.cache, index - 1), self._layer_before(index).self_attn
+            if keys is None or keys.device != self.device or parallel.group_of(attention) is not None:
+                return None
+            return keys[:, :, self.history[index - 1] :]
 
         text = PromptText(self.embeds, self.prompt_valid, self.tail)
         vision = Vision(self.adapter, self.tokens, self.device)

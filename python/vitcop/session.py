@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from . import caches
+from .hooks import before_forward, untraced
 from .injection import Injection
 from .layout import Prompt, group_samples, read_prompt
 from .masks import mask_kind
@@ -29,7 +30,8 @@ def prune(model: nn.Module, method: Method, *, cuda_graph: bool = False) -> Iter
     """Prune visual tokens in every forward of `model` within the block; the model is as before when it ends.
 
     Outputs keep the prompt's coordinates: logits and every one of `hidden_states` are as long as the input, 0 where a
-    token is gone (of `hidden_states`, the first is the input of layer 0 after Stage I). `attentions` are as computed.
+    token is gone (of `hidden_states`, the first is the input of layer 0 after Stage I): a label that follows a pruned
+    token adds a constant to the loss. `attentions` are as computed.
 
     `cuda_graph=True` replays prefills from CUDA graphs, see `attach`.
 
@@ -129,16 +131,16 @@ class Handle:
         owner, decoder, add = self.adapter.owner, self.adapter.decoder, self._hooks.append
         for hook in self.adapter.watch(self._tokens):
             add(hook)
-        add(owner.register_forward_pre_hook(self._before_model, with_kwargs=True))
-        add(owner.register_forward_hook(self._after_model, always_call=True))
-        add(decoder.register_forward_pre_hook(self._before_decoder, with_kwargs=True))
-        add(decoder.register_forward_hook(self._after_decoder))
+        add(owner.register_forward_pre_hook(untraced(self._before_model), with_kwargs=True))
+        add(owner.register_forward_hook(untraced(self._after_model), always_call=True))
+        add(decoder.register_forward_pre_hook(untraced(self._before_decoder), with_kwargs=True))
+        add(decoder.register_forward_hook(untraced(self._after_decoder)))
         for index, layer in enumerate(decoder.layers):
 
             def before_layer(module: nn.Module, args: Any, kwargs: Any, index: int = index) -> Any:
                 return self._before_layer(index, module, args, kwargs)
 
-            add(layer.register_forward_pre_hook(before_layer, with_kwargs=True))
+            add(before_forward(layer, before_layer))
 
     def _end_run(self) -> None:
         if self._run is not None:

@@ -1,0 +1,60 @@
+"""Tensor parallelism: ranks share the heads of a layer, every one has all tokens, and all must choose the same ones."""
+
+import dataclasses
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from .methods.base import Plan
+
+
+def group_of(attention: Any, key_heads: int | None = None) -> Any:
+    """The process group that shares the key heads of an attention layer; None where this rank has all of them.
+
+    Args:
+        key_heads: key heads that this rank was found to have, where that is known.
+
+    Raises NotImplementedError where heads are missing, and no sharded weight says who has them.
+    """
+    total = getattr(attention.config, "num_key_value_heads", None)
+    if key_heads is not None and key_heads == total:
+        return None
+    if dist.is_available() and dist.is_initialized():
+        from torch.distributed.tensor import DTensor
+
+        for weight in attention.k_proj.parameters():
+            if isinstance(weight, DTensor) and any(placement.is_shard() for placement in weight.placements):
+                mesh = weight.device_mesh
+                return mesh.get_group() if mesh.ndim == 1 else mesh.get_group("tp")
+    if key_heads is not None and total is not None:
+        raise NotImplementedError(
+            f"tensor parallel: expected {total} key heads, or DTensor weights as tp_plan makes them, got {key_heads}"
+        )
+    return None
+
+
+def key_norms(keys: Tensor, heads: str, total_heads: int, group: Any) -> Tensor:
+    """`vitcop_kernels.key_norms` of keys `[B, H of this rank, N, d]`: sums over heads run over all ranks (Eq. 4)."""
+    part = keys.double().square().sum((1, 3)) if heads == "l2" else keys.double().sum(1)
+    dist.all_reduce(part, group=group)
+    norms = part.sqrt() if heads == "l2" else (part / total_heads).norm(dim=-1)
+    return norms.to(torch.float64 if keys.dtype == torch.float64 else torch.float32)
+
+
+def sum_over_heads(received: Tensor, group: Any) -> Tensor:
+    """Attention rows that each rank summed over its own heads, summed over all of them."""
+    dist.all_reduce(received, group=group)
+    return received
+
+
+def first_ranks(plan: Plan, group: Any) -> Plan:
+    """The plan of the group's first rank. Kernels of other devices, or of another size, may round another way."""
+    held = {field.name: getattr(plan, field.name) for field in dataclasses.fields(plan)}
+    parts = {name: value for name, value in held.items() if isinstance(value, Tensor)}
+    packed = torch.cat([part.flatten().long() for part in parts.values()])
+    dist.broadcast(packed, dist.get_global_rank(group, 0), group=group)
+    flat = packed.split([part.numel() for part in parts.values()])
+    same = {n: f.view(p.shape).to(p.dtype) for (n, p), f in zip(parts.items(), flat, strict=True)}
+    return dataclasses.replace(plan, **same)

@@ -1,0 +1,108 @@
+"""Compiled layers and models: the same bits, no graph broken within a layer, nothing compiled again while decoding."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from families import Family
+from torch._dynamo.utils import counters
+
+import vitcop
+from vitcop import ViTCoP
+
+METHOD = ViTCoP(retention=0.3)
+NEW = 5
+
+
+class Compiler:
+    """Counts graphs, and runs them as they are: what inductor makes of a graph is not the question here."""
+
+    def __init__(self) -> None:
+        self.graphs = 0
+
+    def __call__(self, graph: Any, example: Any) -> Any:
+        self.graphs += 1
+        return graph.forward
+
+
+@pytest.fixture
+def compiler() -> Iterator[Compiler]:
+    torch._dynamo.reset()
+    counters.clear()
+    # Every layer is a graph of its own (its index is a constant), once per shape that it meets: 4 layers, 3 shapes.
+    with torch._dynamo.config.patch(recompile_limit=16):
+        yield Compiler()
+    torch._dynamo.reset()
+
+
+def wrap(layers: Any, compiler: Compiler) -> None:
+    for i in range(len(layers)):
+        layers[i] = torch.compile(layers[i], backend=compiler, fullgraph=True)
+
+
+def in_place(layers: Any, compiler: Compiler) -> None:
+    for layer in layers:
+        layer.compile(backend=compiler, fullgraph=True)
+
+
+def forward(layers: Any, compiler: Compiler) -> None:
+    for layer in layers:
+        layer.forward = torch.compile(layer.forward, backend=compiler, fullgraph=True)
+
+
+def run(family: Family, model: Any, inside: Callable[[], None] | None = None) -> Any:
+    inputs = family.batch([family.prompt(1), family.prompt(2)])
+    with vitcop.prune(model, METHOD):
+        if inside is not None:
+            inside()
+        return model.generate(
+            **inputs, max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False, output_logits=True,
+            return_dict_in_generate=True,
+        )  # fmt: skip
+
+
+def assert_same(output: Any, expected: Any) -> None:
+    assert torch.equal(output.sequences, expected.sequences)
+    assert all(torch.equal(a, b) for a, b in zip(output.logits, expected.logits, strict=True))
+
+
+@pytest.mark.feature("compiled decoder layers")
+@pytest.mark.parametrize("how", [wrap, in_place, forward])
+def test_whole_layers(family: Family, compiler: Compiler, how: Any) -> None:
+    model = family.build(layers=4)
+    expected = run(family, model)
+    layers, graphs = model.model.language_model.layers, []
+    how(layers, compiler)
+    before = [getattr(layer, "_compiled_call_impl", None) for layer in layers]
+    hook = model.register_forward_hook(lambda *_: graphs.append(compiler.graphs))
+    assert_same(run(family, model), expected)
+    hook.remove()
+    # Prefill, the first step (its queries are one), the second (its keys are as many as ever); then no more.
+    assert graphs == [4, 8, *[12] * (NEW - 2)]
+    assert [getattr(layer, "_compiled_call_impl", None) for layer in layers] == before
+
+
+@pytest.mark.feature("compiled decoder layers")
+def test_the_whole_model_with_breaks_at_the_hooks(family: Family, compiler: Compiler) -> None:
+    model = family.build(layers=4)
+    expected = run(family, model)
+    model.compile(backend=compiler)
+    graphs: list[int] = []
+    hook = model.lm_head.register_forward_hook(torch.compiler.disable(lambda *_: graphs.append(compiler.graphs)))
+    assert_same(run(family, model), expected)
+    hook.remove()
+    assert graphs[0] >= 4 and graphs[-1] == graphs[-2]
+
+
+def test_layers_compiled_while_attached(family: Family, compiler: Compiler) -> None:
+    """A graph breaks at the hook; where none may break, the compiler says so."""
+    model = family.build(layers=4)
+    expected = run(family, model)
+    layer = model.model.language_model.layers[2]
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="disable"):
+        run(family, model, lambda: layer.compile(backend=compiler, fullgraph=True))
+    torch._dynamo.reset()
+    layer._compiled_call_impl = None
+    assert_same(run(family, model, lambda: layer.compile(backend=compiler)), expected)
+    assert compiler.graphs >= 3
