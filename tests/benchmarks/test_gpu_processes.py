@@ -4,6 +4,7 @@ import contextlib
 import stat
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ import torch
 from benchmarks.cost.cases import Case
 from benchmarks.gpu import sanitizer, timing
 from benchmarks.gpu.chains import build, ours
-from benchmarks.gpu.device import CudaDevice
-from benchmarks.gpu.smoke import run_smoke
+from benchmarks.gpu.checks import check_values
+from benchmarks.gpu.device import CudaDevice, DryRun
+from benchmarks.gpu.models import TEXT, build_model, prompt, real_models
+from benchmarks.gpu.smoke import run_smoke, small_cases
 from benchmarks.gpu.timing import METHOD
 
 
@@ -118,3 +121,21 @@ def test_the_device_asks_torch_cuda_for_what_it_has(monkeypatch: pytest.MonkeyPa
     with device.one_launch(False):
         assert kernel.fits is not fits
     assert kernel.fits is fits
+
+
+# --------------------------------------------------------------------------------- what only a GPU runs, as far as here
+@pytest.mark.parametrize("case", small_cases(), ids=lambda case: case.name)
+def test_the_small_matrix_comes_out_right(case: Case) -> None:
+    """What runs first on a GPU: its inputs, its truth and its tolerances."""
+    check_values(DryRun(), build(case, torch.device("cpu")), ours)
+
+
+def test_real_prompts_have_the_tokens_that_are_counted() -> None:
+    """At true image size in a narrow model: transformers refuses a prompt with another number of placeholders."""
+    narrow = dict(width=64, inner=96, layers=1, heads=2, vision_width=32, vision_layers=3)
+    for spec in real_models():
+        if spec.frames == 0:
+            model = build_model(replace(spec, **narrow), torch.device("cpu"))
+            with torch.no_grad():
+                out = model(**prompt(spec, 1, torch.device("cpu")), use_cache=True, logits_to_keep=1)
+            assert out.past_key_values.get_seq_length() == spec.visual + TEXT

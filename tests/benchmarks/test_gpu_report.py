@@ -21,7 +21,7 @@ from benchmarks.gpu.device import DryRun
 from benchmarks.gpu.models import tiny_models
 from benchmarks.gpu.smoke import ROOT, environment
 from benchmarks.gpu.timing import METHOD
-from benchmarks.gpu.truth import verify
+from benchmarks.gpu.truth import certify, verify
 
 KEY_NORMS = Case("key_norms", {"B": 1, "H": 2, "N": 12, "d": 16}, target_us=1.0)
 SELECT = Case("select_tokens", {"B": 1, "N": 24, "K": 8}, "float32", target_us=1.0)
@@ -203,6 +203,9 @@ def test_clusterings_that_are_wrong_are_told_from_near_ties() -> None:
     right = chain.run(keep, *chain.inputs)
     args, kwargs = calls[0]
     verify("vic_cluster", args, kwargs, right)
+    features, places, *numbers = args
+    other_truth = [torch.zeros_like(t[0]) for t in right]  # so that the answer has to stand by itself
+    certify(features[0], places, *numbers, [t[0] for t in right], other_truth)
     child = int((right[2][0] >= 0).nonzero()[0])
     other = next(i for i in range(24) if i not in (child, int(right[2][0, child])))
     center, outside = int(right[1][0, 0]), next(i for i in range(24) if i not in right[1][0].tolist())
