@@ -250,8 +250,9 @@ class Bench:
     def _piece(self, way: str, retention: float | None, run: Callable[[], Record]) -> None:
         what = f"{self.spec.name}, batch {self.batch}, {way}" + ("" if retention is None else f" at {retention:.4f}")
         found, error = self.budget.piece(what, run)
-        if error is not None and error["why"].startswith("ValueError: infeasible budget"):
-            error = {"status": "not available", "why": error["why"]}  # FastV keeps all tokens in its first layers
+        # FastV keeps all tokens in its first layers; not every method can do with what every adapter offers.
+        if error is not None and error["why"].startswith(("ValueError: infeasible budget", "NotImplementedError")):
+            error = {"status": "not available", "why": error["why"]}
         self._record(way, retention, {"status": "measured"} | found if error is None else error)
 
     def _record(self, way: str, retention: float | None, found: Record) -> None:
