@@ -22,6 +22,7 @@ check_version(transformers.__version__)
 from torch import nn  # noqa: E402
 
 from .base import Adapter  # noqa: E402
+from .internvl import InternVLAdapter  # noqa: E402
 from .llava import LlavaAdapter  # noqa: E402
 from .llava_next import LlavaNextAdapter  # noqa: E402
 from .llava_next_video import LlavaNextVideoAdapter  # noqa: E402
@@ -30,6 +31,7 @@ from .qwen2_5_vl import Qwen25VLAdapter  # noqa: E402
 from .qwen3_vl import Qwen3VLAdapter  # noqa: E402
 
 ADAPTERS: dict[str, type[Adapter]] = {
+    "internvl": InternVLAdapter,
     "llava": LlavaAdapter,
     "llava_next": LlavaNextAdapter,
     "llava_next_video": LlavaNextVideoAdapter,
@@ -60,6 +62,7 @@ def _model_type(module: nn.Module) -> str:
 __all__ = [
     "ADAPTERS",
     "Adapter",
+    "InternVLAdapter",
     "LlavaAdapter",
     "LlavaNextAdapter",
     "LlavaNextVideoAdapter",
