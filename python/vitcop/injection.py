@@ -33,7 +33,9 @@ class Injection:
     def compact(self, compaction: Compaction, plans: Iterable[Plan], layer: int, hidden: Tensor) -> None:
         """Follow the tokens to a shortened sequence, in front of `layer`; `hidden` is for dtype and device."""
         to_come = range(layer, len(self.features))
-        if to_come and any(plan.selection() is not plan for plan in plans):
+        if not to_come:
+            return
+        if any(plan.selection() is not plan for plan in plans):
             raise NotImplementedError(
                 "method: expected one that keeps tokens, or means of them, in their order before decoder layer "
                 f"{len(self.features)}, up to which the model adds vision features to them, got one that replaces them"
