@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import slow_llava
+import slow_vision
 import tiny_internvl
 import torch
 from checks import OLD, TOLERANCE, assert_answers, expected_logits, generate
@@ -31,7 +32,7 @@ def internvl(
 @pytest.fixture(autouse=True)
 def slow(monkeypatch: pytest.MonkeyPatch) -> None:
     """The decoder is LLaVA's; the tiles are looked at in another way."""
-    monkeypatch.setattr(slow_llava, "embed", tiny_internvl.embed)
+    monkeypatch.setattr(slow_vision, "see", tiny_internvl.see)
 
 
 VARIANTS: dict[str, tuple[dict[str, Any], int, bool, str]] = {

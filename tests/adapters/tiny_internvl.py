@@ -5,7 +5,7 @@ from typing import Any
 
 import tiny_llava
 import torch
-from slow_llava import Token, Turn
+from slow_vision import Seen
 from tiny_llava import IMAGE, PAD, VOCABULARY
 from torch import Tensor
 from transformers import InternVLConfig, InternVLForConditionalGeneration, InternVLVisionConfig, Qwen2Config
@@ -51,26 +51,20 @@ def prompt(tiles: int, seed: int = 0, text: int = 5) -> tuple[list[int], Tensor]
     return tiny_llava.prompt(tiles, seed, text)[0], torch.randn(tiles, 3, 32, 32, generator=generator)
 
 
-def embed(model: Any, turn: Turn, number: int, start: int) -> list[Token]:
-    """In place of `slow_llava.embed`: tokens of one turn, visual ones as the tower and the projector see them."""
-    base, visual = model.model, []
-    for image, pixels in enumerate(turn.pixels if turn.pixels is not None else []):
-        states, received, keys = look(base.vision_tower, model.config.vision_feature_layer, pixels)
-        for patch in range(GRID * GRID):
-            row, col = divmod(patch, GRID)
-            of = [1 + (2 * row + r) * 2 * GRID + 2 * col + c for r in range(2) for c in range(2)]
-            hidden = base.multi_modal_projector(torch.cat([states[i] for i in of]))
-            feature, saliency = keys[of].float().mean(0), float(received[of].mean())
-            visual.append(Token(hidden, 0, 0, number, image, patch, len(visual), feature, saliency))
-    tokens: list[Token] = []
-    waiting = iter(visual)
-    for token_id in turn.ids:
-        if token_id == IMAGE:
-            tokens.append(next(waiting))
-        else:
-            tokens.append(Token(base.get_input_embeddings().weight[token_id], 0, 0, number))
-        tokens[-1].column = tokens[-1].position = start + len(tokens) - 1
-    return tokens
+def see(model: Any, tiles: Any) -> dict[str, list[list[Seen]]]:
+    """In place of `slow_vision.see`: the visual tokens of each tile, as the tower and the projector see them."""
+    found = []
+    for pixels in [] if tiles is None else tiles:
+        states, received, keys = look(model.model.vision_tower, model.config.vision_feature_layer, pixels)
+        tokens = []
+        for row in range(GRID):
+            for col in range(GRID):
+                of = [1 + (2 * row + r) * 2 * GRID + 2 * col + c for r in range(2) for c in range(2)]
+                hidden = model.model.multi_modal_projector(torch.cat([states[i] for i in of]))
+                feature, saliency = keys[of].float().mean(0), float(received[of].mean())
+                tokens.append(Seen(hidden, feature, saliency, (row / GRID, col / GRID), part=0))
+        found.append(tokens)
+    return {"image": found, "video": []}
 
 
 def look(tower: Any, feature_layer: int, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
