@@ -51,7 +51,7 @@ def text(result: dict[str, Any]) -> str:
             lines.append(line + ("" if run["status"] == "measured" else f"  {run['status']}: {run['why'][:80]}"))
     lines += ["", f"{'target':84}{'limit':>10}{'measured':>12}{'eager':>10}"]
     for row in result["targets"]:
-        said = "" if row["met"] is None else ("met" if row["met"] else "MISSED")
+        said = row["note"][:60] if row["met"] is None else ("met" if row["met"] else "MISSED")
         measured, eager = _number(row["measured"], row["unit"]), _number(row["eager"], row["unit"])
         lines.append(f"{row['name']:84}{_number(row['target'], row['unit']):>10}{measured:>12}{eager:>12}  {said}")
     for skipped in result["not_measured"]:
@@ -74,10 +74,8 @@ def readme_block(results: list[tuple[Path, dict[str, Any]]]) -> str:
         if not is_measurement(result):
             raise SystemExit(f"{path}: expected a result measured on a GPU, got a dry run or something else; remove it")
     newest: dict[str, dict[str, Any]] = {}
-    for _, result in results:
-        name = result["device"]["name"]
-        if name not in newest or newest[name]["date"] < result["date"]:
-            newest[name] = result
+    for _, result in sorted(results, key=lambda found: (found[1]["complete"], found[1]["date"])):
+        newest[result["device"]["name"]] = result  # a whole report before a part of one, then the newest
     if not newest:
         return NONE
     return "\n\n".join(_device_block(newest[name]) for name in sorted(newest))

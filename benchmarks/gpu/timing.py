@@ -32,7 +32,7 @@ def _timing(samples: Sequence[float], **more: Any) -> dict[str, Any]:
     return {"us": [round(s, 4) for s in samples], **quantiles(samples), **more}
 
 
-def _collect(once: Callable[[int], list[float]], seconds: float, least: int = 5, most: int = 200) -> list[float]:
+def _collect(once: Callable[[int], list[float]], seconds: float, least: int = 5, most: int = 60) -> list[float]:
     """Samples until the time is up, at least a few."""
     found: list[float] = []
     end = time.monotonic() + seconds

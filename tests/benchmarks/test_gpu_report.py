@@ -308,7 +308,8 @@ def test_the_readme_shows_targets_met_missed_and_not_measured(whole: dict[str, A
     made_up["ops"][2]["ways"]["vitcop"]["graph warm"]["p50"] = 1e-9
     made_up["ops"][3] |= {"status": "refused", "why": "wrong: x", "ways": {}, "target_us": 1.0}
     made_up["targets"] = targets.rows(made_up)
-    block = tables.readme_block([(Path("x.json"), made_up)])
+    part = {**made_up, "complete": False, "date": "9999", "targets": []}
+    block = tables.readme_block([(Path("x.json"), made_up), (Path("y.json"), part)])
     rows = {line.split()[1]: line for line in block.splitlines()[2:] if line.startswith("| ")}
     assert rows["vic_cluster"].endswith("| missed |") and rows["attention_saliency"].endswith("| met |")
     assert "not yet measured on a GPU" in rows["select_tokens"] and "refused" in rows["select_tokens"]
