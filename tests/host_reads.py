@@ -63,6 +63,10 @@ class NoHostReads(TorchDispatchMode):
                 setattr(Tensor, name, method)
         self._methods.clear()
 
+    @property
+    def active(self) -> bool:
+        return bool(self._methods)
+
     @contextlib.contextmanager
     def suspended(self) -> Iterator[None]:
         """For what stands in for a device, and may look."""

@@ -51,6 +51,7 @@ class Run:
             position_ids = torch.arange(self.seen, self.seen + self.queries, device=self.device)[None]
         self.position_ids = position_ids if self.shift is None else position_ids - self.shift
         self.tail = prompt.tail if prompt is not None and groups else 0  # slots that may hold text after the images
+        self.last_visual = prompt.last_visual if prompt is not None and groups else None
         place = [torch.arange(group.total, device=self.device).expand_as(group.slots) for group in groups]
         self.visible = [Visible(group, group.slots, origin) for group, origin in zip(groups, place, strict=True)]
         self.source: Tensor | None = None  # [B, n] slot of the prompt that each slot came from; None: itself
@@ -371,8 +372,8 @@ class Run:
         """Leave the state on the cache; give back `last_hidden_state` at the length that was put in, 0 where pruned."""
         if self.cache is not None:
             pruned = self.before.pruned if self.before else 0
-            if self.prompt is not None and self.groups:
-                pruned = self.seen + self.prompt.last_visual + 1
+            if self.last_visual is not None:
+                pruned = self.seen + self.last_visual + 1
             dropped = (self.before.dropped if self.before else 0) + self.queries - self.slots[0]
             caches.attach_state(self.cache, CacheState(dropped, self.key_masks, self.shift, pruned))
         return self._put_back(last_hidden_state, self.source, self.valid)
