@@ -30,9 +30,10 @@ def estimate(case: Case, gpu: Gpu) -> Estimate:
         terms["latency"] += gpu.l2_latency_us if step.barrier else gpu.latency_us
         terms["serial"] += step.serial * gpu.step_us
         share = min(1.0, step.programs / gpu.sms)  # few programs reach a share of the device
+        drawn = min(1.0, gpu.draw * step.programs / gpu.sms)
         times = {
-            "memory": step.bytes / (bandwidth * share),
-            "L2": step.l2_bytes / (l2 * share),
+            "memory": step.bytes / (bandwidth * drawn),
+            "L2": step.l2_bytes / (l2 * drawn),
             "arithmetic": sum(count / (gpu.rate(unit) * share) for unit, count in step.flops.items()),
         }
         slowest = max(times, key=lambda name: times[name])  # the others hide behind it

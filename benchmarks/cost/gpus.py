@@ -5,9 +5,10 @@ from dataclasses import dataclass
 ASSUMED = (
     "Assumed, and no datasheet's: launch_us (from one kernel of a CUDA graph to the next), barrier_us (a grid barrier "
     "through L2), latency_us (a first load that misses L2, to a store; 0.3 where a barrier's data is in L2), step_us "
-    "(one dependent step of a single program), l2_gbs (what L2 serves to all SMs), that matrix units reach 70 % of "
-    "their rate and memory 85 % of its bandwidth, and that a multiprocessor holds 4 programs of vic_cluster's one "
-    "launch at tile 32 and 2 at tile 64 (where the launch does not fit, the phases are launched one by one)."
+    "(one dependent step of a single program), l2_gbs (what L2 serves to all SMs), that one multiprocessor can draw "
+    "twice its share of bandwidth, that matrix units reach 70 % of their rate and memory 85 % of its bandwidth, and "
+    "that a multiprocessor holds 4 programs of vic_cluster's one launch at tile 32 and 2 at tile 64 (where the launch "
+    "does not fit, the phases are launched one by one)."
 )
 
 
@@ -25,6 +26,7 @@ class Gpu:
     latency_us: float = 0.8  # assumed
     l2_latency_us: float = 0.3  # assumed
     step_us: float = 0.15  # assumed
+    draw: float = 2.0  # assumed: what one multiprocessor takes of bandwidth, over its fair share
     matrix_share: float = 0.7  # assumed
     memory_share: float = 0.85  # assumed
     hip: bool = False
