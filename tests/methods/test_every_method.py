@@ -7,11 +7,13 @@ from typing import Any
 import pytest
 import torch
 from checks import TOLERANCE, generate
+from families import FAMILIES
 from test_no_host_sync import Watch
 from tiny_llava import batch, prompt
 
 import vitcop
-from vitcop import budget
+from vitcop import SparseVLM, VisionZip, budget
+from vitcop.adapters import adapter_for
 from vitcop.methods import METHODS, Method
 from vitcop.methods.replay import Replay
 
@@ -46,6 +48,26 @@ def test_a_sample_alone_and_in_a_padded_batch_choose_alike(llava: Any, method: M
             assert a.kept[sample, :count].tolist() == b.kept[0].tolist()
         for a, b in zip(output.logits, single.logits, strict=True):
             torch.testing.assert_close(a[sample], b[0], atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name != "llava"])
+def test_on_other_families_a_sample_alone_and_in_a_batch_choose_alike(method: Method, name: str) -> None:
+    family = FAMILIES[name]
+    model, prompts = family.model(), [family.prompt(1), family.prompt(2), family.prompt(0)]
+    if isinstance(method, VisionZip):
+        message = f"hidden states of the vision tower, which {type(adapter_for(model)).__name__} does not offer"
+        with vitcop.prune(model, method), pytest.raises(NotImplementedError, match=message):
+            model(**family.batch(prompts))
+        return
+    if isinstance(method, SparseVLM):  # a share of few tokens leaves none beside the means
+        method = SparseVLM(kept=(9, 5, 2))
+    found = []
+    for inputs in (family.batch(prompts), family.batch(prompts[:1])):
+        with vitcop.prune(model, method) as report, torch.no_grad():
+            logits = model(**inputs).logits[0, -1]
+        found.append(([stage.segments(0) for stage in report.stages], logits))
+    assert found[0][0] == found[1][0]
+    torch.testing.assert_close(found[0][1], found[1][1], atol=TOLERANCE, rtol=0)
 
 
 def test_text_alone_is_left_as_it_is(llava: Any, method: Method) -> None:

@@ -105,8 +105,8 @@ class Plan:
     labels: Tensor | None = None  # [G, V] int64, for the report
     merge: str = "mean"  # or "anchor_plus_mean"
     centers: Tensor | None = None  # [G, K] int64, for the report: which of the V tokens are centres of clusters
-    # Outputs in another order than their tokens: [G, S] int64, ascending, which of the V slots they are put into.
-    # `anchors` then say which token an output is, or stands for. See `places_for`.
+    # Outputs in another order than their tokens: [G, S] int64, ascending, which of the V slots they are put into (and
+    # whose position ids they take). `anchors` then say which token an output is, or stands for. See `places_for`.
     places: Tensor | None = None
     # What the outputs are, `[G, S, C]`, where they are not (means of) the decoder's hidden states.
     hidden: Callable[[Context], Tensor] | None = None
