@@ -152,21 +152,22 @@ def rms_norm(module: Any, x: Tensor) -> Tensor:
     return module.weight * (x.float() * scale).to(x.dtype)
 
 
-def rotate(config: Any, vector: Tensor, position: int) -> Tensor:
-    """RoPE of one head's vector."""
-    half = len(vector) // 2
+def rotate(config: Any, heads: Tensor, position: int) -> Tensor:
+    """RoPE of one token's vectors [heads, d]."""
+    size = heads.shape[-1]
+    half = size // 2
     theta = getattr(config, "rope_theta", None) or config.rope_parameters["rope_theta"]
-    angle = position / theta ** (torch.arange(half) * 2 / len(vector))
-    cos, sin = angle.cos().to(vector.dtype), angle.sin().to(vector.dtype)
-    a, b = vector[:half], vector[half:]
-    return torch.cat([a * cos - b * sin, b * cos + a * sin])
+    angle = position / theta ** (torch.arange(half) * 2 / size)
+    cos, sin = angle.cos().to(heads.dtype), angle.sin().to(heads.dtype)
+    a, b = heads[:, :half], heads[:, half:]
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=1)
 
 
 def project(config: Any, layer: Any, hidden: Tensor, name: str, position: int | None) -> Tensor:
     """[heads, d] query, key or value of one token."""
     size = config.hidden_size // config.num_attention_heads
     heads = getattr(layer.self_attn, name)(rms_norm(layer.input_layernorm, hidden)).view(-1, size)
-    return heads if position is None else torch.stack([rotate(config, head, position) for head in heads])
+    return heads if position is None else rotate(config, heads, position)
 
 
 def run_layer(config: Any, layer: Any, tokens: list[Token]) -> None:

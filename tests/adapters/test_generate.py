@@ -170,6 +170,19 @@ def test_beam_search(llava: Any, images: list[int]) -> None:
         assert output.sequences_scores[sample].item() == pytest.approx(total, abs=1e-3)
 
 
+@pytest.mark.feature("beam search")
+@pytest.mark.parametrize("family", parameters(*[name for name in FAMILIES if name != "llava"]))
+def test_beam_search_of_every_family(family: Family) -> None:
+    model, method, new = family.model(), ViTCoP(retention=0.3), 2
+    row = family.prompts()[-1]
+    output, _ = generate(
+        model, method, family.batch([row]), new=new, num_beams=2, output_scores=True, length_penalty=0.0
+    )
+    answer, total = best_beams(model, method, row, 2, new)
+    assert output.sequences[0, -new:].tolist() == answer
+    assert output.sequences_scores[0].item() == pytest.approx(total, abs=1e-3)
+
+
 @pytest.mark.feature("prompt lookup")
 def test_prompt_lookup_equals_greedy(llava: Any) -> None:
     """Candidates are tried several at a time, and rejected ones cropped from caches of different lengths."""

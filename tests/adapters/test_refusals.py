@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from checks import OLD
+from families import FAMILIES, VARIANTS
 from tiny_llava import IMAGE, batch, prompt, tiny_llava
 from transformers import DynamicCache, StaticCache
 
@@ -107,6 +108,32 @@ def test_a_configuration_that_cannot_be_pruned() -> None:
     model.model.language_model.config.sliding_window = 16
     with pytest.raises(NotImplementedError, match="a sliding window of 16"):
         vitcop.attach(model, METHOD)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("llava_next, mistral", {"language_model.sliding_window": 16}, "got a sliding window of 16"),
+        (
+            "llava_next_video",
+            {"spatial_pool_mode": "conv"},
+            "expected 'average' or 'max', got 'conv'",
+        ),
+        ("llava_next", {"vision_feature_select_strategy": "full"}, "expected 'default' .*, got 'full'"),
+        ("llava_onevision", {"vision_feature_select_strategy": "default"}, "expected 'full' .*, got 'default'"),
+    ],
+)
+def test_a_configuration_of_a_family_that_cannot_be_pruned(name: str, change: dict[str, Any], message: str) -> None:
+    model = (FAMILIES | VARIANTS)[name].build(layers=3)
+    for path, value in change.items():
+        config = model.model.language_model.config if "." in path else model.model.config
+        setattr(config, path.split(".")[-1], value)
+    with pytest.raises(NotImplementedError, match=message):
+        vitcop.attach(model, METHOD)
+
+
+def test_a_mistral_without_a_sliding_window_passes() -> None:
+    vitcop.attach(VARIANTS["llava_next, mistral"].build(layers=3), METHOD).remove()
 
 
 def test_attention_implementations_with_other_masks() -> None:
