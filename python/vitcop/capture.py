@@ -35,6 +35,7 @@ class CudaGraphs:
 
     def __init__(self) -> None:
         self._pool: Any = None
+        self._alive = 0
         self._stream: torch.cuda.Stream | None = None
         self._done: torch.cuda.Event | None = None  # end of the latest use of the graphs' memory
 
@@ -43,7 +44,7 @@ class CudaGraphs:
 
     def warm_up(self, work: Callable[[], Any]) -> None:
         if self._stream is None:
-            self._stream, self._pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
+            self._stream = torch.cuda.Stream()
         here = torch.cuda.current_stream()
         self._stream.wait_stream(here)
         try:
@@ -54,12 +55,22 @@ class CudaGraphs:
 
     def capture(self, work: Callable[[], Any]) -> tuple[Any, Any]:
         graph, here = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        if not self._alive:  # a pool that no graph uses is on its way back to the device
+            self._pool = torch.cuda.graph_pool_handle()
+        reason: Exception | None = None
         try:
             # Other threads go on allocating meanwhile.
             with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"):
-                result = work()
+                try:
+                    result = work()
+                except Exception as error:
+                    reason = error
+                    raise
+        except Exception as error:  # ending a broken capture raises an error that says nothing else
+            raise reason or error from None
         finally:
             torch.cuda.set_stream(here)  # a capture that failed leaves its own stream behind
+        self._alive += 1
         return graph, result
 
     @contextlib.contextmanager
@@ -80,3 +91,4 @@ class CudaGraphs:
             torch.cuda.synchronize()
         for graph in graphs:
             graph.reset()
+        self._alive -= len(graphs)

@@ -12,6 +12,7 @@ import vitcop_kernels as ops
 
 from .ahead import Ahead
 from .layout import Group
+from .methods.base import Plan
 
 if TYPE_CHECKING:
     from .adapters.base import Adapter, VisualTokens
@@ -204,3 +205,13 @@ class StageContext:
         if rows is None:
             rows = torch.arange(slots.shape[0], device=slots.device)
         return x[rows[:, None], slots]
+
+
+def content(plan: Plan, ctx: StageContext) -> Tensor:
+    """[G, S, C] what a plan puts into its slots."""
+    if plan.hidden is not None:
+        return plan.hidden(ctx)
+    assert plan.perm is not None and plan.offsets is not None
+    return ops.segment_mean(
+        ctx.hidden, plan.perm, plan.offsets, anchors=plan.anchors, merged=plan.merged, merge=plan.merge
+    )

@@ -272,6 +272,7 @@ class PrefillGraphs:
         if len(self.graphs) >= MAX_GRAPHS:
             _, oldest = self.graphs.popitem(last=False)
             self.backend.release([oldest.graph])
+            del oldest  # its memory may serve the next
         try:
             with torch.inference_mode(False), torch.no_grad():
                 inputs = Inputs.like(run, embeds, position_ids, slots)

@@ -7,14 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import vitcop_kernels as ops
-
 from . import caches, decoder_keys, parallel
 from .adapters.base import Adapter, VisualTokens
 from .ahead import Ahead, VisionContext, lane_for
 from .caches import CacheState
 from .compaction import Compaction, compact
-from .context import PromptText, Sources, StageContext, Visible, Vision
+from .context import PromptText, Sources, StageContext, Visible, Vision, content
 from .injection import Injection
 from .layout import Group, Prompt
 from .masks import causal_mask, mask_kind, read_history, read_padding
@@ -160,7 +158,7 @@ class Run:
             for old, new in zip(before, self.visible, strict=True):
                 plan = plans.get(old.group.total)
                 if plan is not None and plan.selection() is not plan:
-                    hidden = self._put(hidden, new, _content(plan, StageContext(old, new.slots.shape[1], sources)))
+                    hidden = self._put(hidden, new, content(plan, StageContext(old, new.slots.shape[1], sources)))
         self._start_ahead(number + 1)
         return hidden
 
@@ -397,13 +395,3 @@ class Run:
         column = 2 * self.batch * shape.num_key_heads * shape.head_dim * itemsize
         columns = sum(a + b for a, b in zip(self.history, self.slots, strict=True))
         return column * columns, column * shape.num_layers * (self.seen + self.queries)
-
-
-def _content(plan: Plan, ctx: StageContext) -> Tensor:
-    """[G, S, C] what a plan puts into its slots."""
-    if plan.hidden is not None:
-        return plan.hidden(ctx)
-    assert plan.perm is not None and plan.offsets is not None
-    return ops.segment_mean(
-        ctx.hidden, plan.perm, plan.offsets, anchors=plan.anchors, merged=plan.merged, merge=plan.merge
-    )
