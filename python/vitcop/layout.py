@@ -169,3 +169,18 @@ def grid_positions(rows: int, cols: int, device: torch.device) -> Tensor:
     row = torch.arange(rows, device=device, dtype=torch.float32) / rows
     col = torch.arange(cols, device=device, dtype=torch.float32) / cols
     return torch.stack(torch.meshgrid(row, col, indexing="ij"), dim=-1).flatten(0, 1)
+
+
+def put_back(hidden: Tensor, source: Tensor | None, valid: Tensor | None, length: int) -> Tensor:
+    """`[B, n, C]` of a shortened prompt -> `[B, length, C]`: every token in its own slot, 0 where one is gone.
+
+    Args:
+        source: `[B, n]` slot that each token came from, None: nothing was shortened. valid: `[B, n]` bool, False for
+            padding, or None.
+    """
+    if source is None:
+        return hidden
+    target = source if valid is None else source.masked_fill(~valid, length)
+    target = target.to(hidden.device)[..., None].expand_as(hidden)
+    full = hidden.new_zeros(hidden.shape[0], length + 1, hidden.shape[-1])
+    return full.scatter(1, target, hidden)[:, :-1]

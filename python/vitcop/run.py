@@ -14,7 +14,7 @@ from .caches import CacheState
 from .compaction import Compaction, compact
 from .context import PromptText, Sources, StageContext, Visible, Vision, content
 from .injection import Injection
-from .layout import Group, Prompt
+from .layout import Group, Prompt, put_back
 from .masks import causal_mask, mask_kind, read_history, read_padding
 from .methods.base import Plan, Program, Stage
 from .report import Report, StageReport, Stopwatch, Untimed
@@ -374,20 +374,13 @@ class Run:
                 pruned = self.seen + self.last_visual + 1
             dropped = (self.before.dropped if self.before else 0) + self.queries - self.slots[0]
             caches.attach_state(self.cache, CacheState(dropped, self.key_masks, self.shift, pruned))
-        return self._put_back(last_hidden_state, self.source, self.valid)
+        return put_back(last_hidden_state, self.source, self.valid, self.queries)
 
     def hidden_states(self, states: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
         """What the decoder collected, its input and each layer's output, at the length that was put in."""
         homes = [self.homes[0], *self.homes]
-        return tuple(h if h is None else self._put_back(h, *home) for h, home in zip(states, homes, strict=True))
-
-    def _put_back(self, hidden: Tensor, source: Tensor | None, valid: Tensor | None) -> Tensor:
-        if source is None:
-            return hidden
-        target = source if valid is None else source.masked_fill(~valid, self.queries)
-        target = target.to(hidden.device)[..., None].expand_as(hidden)
-        full = hidden.new_zeros(self.batch, self.queries + 1, hidden.shape[-1])
-        return full.scatter(1, target, hidden)[:, :-1]
+        paired = zip(states, homes, strict=True)
+        return tuple(h if h is None else put_back(h, *home, self.queries) for h, home in paired)
 
     def kv_bytes(self, itemsize: int) -> tuple[int, int]:
         """Of the KV cache after this forward: as it is, and as it would be without pruning."""

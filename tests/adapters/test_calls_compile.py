@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from families import Family
+from families import Family, parameters
 from torch._dynamo.utils import counters
 
 import vitcop
@@ -68,7 +68,17 @@ def assert_same(output: Any, expected: Any) -> None:
 
 
 @pytest.mark.feature("compiled decoder layers")
-@pytest.mark.parametrize("how", [wrap, in_place, forward])
+@pytest.mark.parametrize(
+    ("family", "how"),
+    [
+        *(pytest.param(*family.values, in_place, id=family.id, marks=family.marks) for family in parameters()),
+        *(
+            pytest.param(*parameters("llava")[0].values, how, marks=pytest.mark.family("llava"))
+            for how in (wrap, forward)
+        ),
+    ],
+    indirect=["family"],
+)
 def test_whole_layers(family: Family, compiler: Compiler, how: Any) -> None:
     model = family.build(layers=4)
     expected = run(family, model)
@@ -84,6 +94,7 @@ def test_whole_layers(family: Family, compiler: Compiler, how: Any) -> None:
 
 
 @pytest.mark.feature("compiled decoder layers")
+@pytest.mark.parametrize("family", parameters("llava"), indirect=True)
 def test_the_whole_model_with_breaks_at_the_hooks(family: Family, compiler: Compiler) -> None:
     model = family.build(layers=4)
     expected = run(family, model)
@@ -95,6 +106,7 @@ def test_the_whole_model_with_breaks_at_the_hooks(family: Family, compiler: Comp
     assert graphs[0] >= 4 and graphs[-1] == graphs[-2]
 
 
+@pytest.mark.parametrize("family", parameters("llava"), indirect=True)
 def test_layers_compiled_while_attached(family: Family, compiler: Compiler) -> None:
     """A graph breaks at the hook; where none may break, the compiler says so."""
     model = family.build(layers=4)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from checks import OLD, TOLERANCE, generate
-from families import Family
+from families import Family, parameters
 from slow_llava import Turn
 from torch import Tensor, nn
 
@@ -29,7 +29,8 @@ def assert_answers(family: Family, model: Any, prompts: list[Any], output: Any, 
 def labels_of(family: Family, inputs: dict[str, Any]) -> Tensor:
     """Words, without the first of each sample: it would be predicted from padding."""
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
-    return ids.masked_fill((ids == family.image_id) | (mask.cumsum(1) * mask < 2), -100)
+    visual = torch.isin(ids, torch.tensor(family.placeholders()))
+    return ids.masked_fill(visual | (mask.cumsum(1) * mask < 2), -100)
 
 
 def lora(model: Any) -> Any:
@@ -43,7 +44,7 @@ def lora(model: Any) -> Any:
 def test_lora_answers(family: Family) -> None:
     """Key norms are of the keys with the adapter: they are not those of the base model."""
     model = family.build(key_heads=2)
-    prompts = [family.prompt(1), family.prompt(2)]
+    prompts = [family.prompt(1)]
     _, before = generate(model, METHOD, family.batch(prompts), new=1)
     adapted = lora(model)
     output, report = generate(adapted, METHOD, family.batch(prompts), new=2)
@@ -53,6 +54,7 @@ def test_lora_answers(family: Family) -> None:
 
 @pytest.mark.feature("LoRA (peft)")
 @pytest.mark.parametrize("checkpointing", [False, pytest.param(True, marks=pytest.mark.skipif(OLD, reason="refused"))])
+@pytest.mark.parametrize("family", parameters("llava"), indirect=True)
 def test_lora_learns(family: Family, checkpointing: bool) -> None:
     """A step down the gradient of the adapters alone makes the loss smaller, and leaves the rest as it was."""
     model = family.build()
@@ -102,13 +104,14 @@ def test_int8_weights(family: Family) -> None:
             for name, child in list(block.named_children()):
                 if isinstance(child, nn.Linear):
                     setattr(block, name, Int8Linear(child))
-    prompts = [family.prompt(1), family.prompt(2)]
+    prompts = [family.prompt(2)]
     output, report = generate(model, METHOD, family.batch(prompts), new=2)
     assert len(report.stages) == 3
     assert_answers(family, model, prompts, output)
 
 
 @pytest.mark.feature("8-bit linear layers")
+@pytest.mark.parametrize("family", parameters("llava"), indirect=True)
 def test_bitsandbytes(family: Family) -> None:
     """LLM.int8 also rounds activations, in groups that depend on what is computed together: the choice is given."""
     bnb = pytest.importorskip("bitsandbytes")
@@ -139,7 +142,14 @@ def test_bitsandbytes(family: Family) -> None:
 
 @pytest.mark.feature("gradient checkpointing")
 @pytest.mark.skipif(OLD, reason="refused before transformers 5, see test_refusals")
-@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize(
+    ("family", "reentrant"),
+    [
+        *(pytest.param(*family.values, False, id=family.id, marks=family.marks) for family in parameters()),
+        pytest.param(*parameters("llava")[0].values, True, id="reentrant", marks=pytest.mark.family("llava")),
+    ],
+    indirect=["family"],
+)
 def test_gradient_checkpointing(family: Family, reentrant: bool) -> None:
     """Of a padded batch, reentrant or not: the loss and the gradients of every weight that has one."""
     model = copy.deepcopy(family.model(2))
@@ -165,7 +175,7 @@ def test_gradient_checkpointing(family: Family, reentrant: bool) -> None:
 
 @pytest.mark.feature("labels, loss and gradients")
 def test_the_loss_is_the_references(family: Family) -> None:
-    model, prompts = family.model(2), [family.prompt(1), family.prompt(2), family.prompt(0)]
+    model, prompts = family.model(2), [family.prompt(2), family.prompt(1), family.prompt(0)]
     inputs = family.batch(prompts)
     labels = labels_of(family, inputs)
     with vitcop.prune(model, METHOD), torch.no_grad():
@@ -176,13 +186,14 @@ def test_the_loss_is_the_references(family: Family) -> None:
             logits = family.logits(model, METHOD, [Turn(ids, images)], [])
         for column in range(1, len(ids)):
             # A word after an image that is predicted from a pruned token: all 0, so every word is as likely.
-            if ids[column] != family.image_id:
+            if ids[column] not in family.placeholders():
                 row = logits[column - 1].nan_to_num(0.0)
                 total, count = total - row.log_softmax(-1)[ids[column]], count + 1
     torch.testing.assert_close(loss, total / count, rtol=1e-4, atol=0)
 
 
 @pytest.mark.feature("labels, loss and gradients")
+@pytest.mark.parametrize("family", parameters("llava"), indirect=True)
 def test_pruned_tokens_have_no_gradient(family: Family) -> None:
     """Pixels and projected features: through what survives the gradient flows, past Stage I nothing else does."""
     model, method = family.model(), ViTCoP(retention=0.3, saliency="key_norm_only")

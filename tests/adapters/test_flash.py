@@ -6,53 +6,19 @@ from typing import Any
 import pytest
 import torch
 from checks import TOLERANCE, assert_answers, generate
+from flash_stand_in import use
 from slow_llava import Turn, logits
 from tiny_llava import batch, prompt, tiny_llava
-from torch import Tensor
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.masking_utils import flash_attention_mask
 
 import vitcop
 from vitcop import ViTCoP
 
-NAME = "flash_stand_in"
-
 pytestmark = pytest.mark.family("llava")
-
-
-def flash_stand_in(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, scaling: float, **kwargs: Any
-) -> tuple[Tensor, None]:
-    """Unpads by the mask, and is causal from the bottom right: the last query sees all keys of its sample."""
-    position_ids = kwargs.get("position_ids")
-    assert position_ids is None or bool((position_ids.diff(dim=-1) == 1).all()), "would be taken for packed sequences"
-    batch, heads, queries, _ = query.shape
-    repeat = heads // key.shape[1]
-    out = torch.zeros_like(query)
-    if attention_mask is None:
-        attention_mask = torch.ones(batch, key.shape[2])
-    assert attention_mask.dim() == 2 and attention_mask.shape[1] == key.shape[2], attention_mask.shape
-    for b in range(batch):
-        keep = attention_mask[b].bool()
-        asked = keep[-queries:]
-        k = key[b][:, keep].repeat_interleave(repeat, 0)
-        v = value[b][:, keep].repeat_interleave(repeat, 0)
-        q = query[b][:, asked]
-        causal = torch.ones(q.shape[1], k.shape[1]).tril(k.shape[1] - q.shape[1]).bool()
-        weights = (q @ k.transpose(1, 2) * scaling).masked_fill(~causal, -torch.inf).softmax(-1)
-        row = torch.zeros_like(out[b])
-        row[:, asked] = weights @ v
-        out[b] = row
-    return out.transpose(1, 2), None
 
 
 @pytest.fixture(scope="module")
 def model() -> Iterator[Any]:
-    AttentionInterface.register(NAME, flash_stand_in)
-    AttentionMaskInterface.register(NAME, flash_attention_mask)
-    model = tiny_llava(key_heads=2)
-    model.model.language_model.config._attn_implementation = NAME
-    yield model
+    yield use(tiny_llava(key_heads=2))
 
 
 @pytest.mark.feature("FlashAttention's masks")

@@ -1,0 +1,144 @@
+"""Memory of a prefill: its peak and its cache are those of Eq. 8's tokens, and nothing holds on to what was pruned."""
+
+import gc
+import weakref
+from typing import Any
+
+import pytest
+import torch
+from families import Family, parameters
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+import vitcop
+from vitcop import ViTCoP
+
+METHOD = ViTCoP(retention=0.3)
+
+
+class Peak(TorchDispatchMode):
+    """Bytes of the storages that ops have made and that are still alive."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alive: dict[int, int] = {}
+        self.bytes = self.peak = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        out = func(*args, **(kwargs or {}))
+        for made in tree_leaves(out):
+            if isinstance(made, Tensor):
+                storage = made.untyped_storage()
+                key = storage._cdata
+                if key not in self.alive and key not in given:
+                    self.alive[key] = storage.nbytes()
+                    self.bytes += storage.nbytes()
+                    self.peak = max(self.peak, self.bytes)
+                    weakref.finalize(storage, self.free, key)
+        return out
+
+    def free(self, key: int) -> None:
+        self.bytes -= self.alive.pop(key, 0)
+
+
+def peak_of_decoder(model: Any, inputs: dict[str, Any]) -> int:
+    """From the first layer to the last, the KV cache among it."""
+    decoder, peak = model.model.language_model, Peak()
+    first = decoder.layers[0].register_forward_pre_hook(lambda *_: peak.__enter__() and None, prepend=True)
+    last = decoder.norm.register_forward_pre_hook(lambda *_: peak.__exit__(None, None, None))
+    with torch.no_grad():
+        model(**inputs, use_cache=True)
+    first.remove()
+    last.remove()
+    return peak.peak
+
+
+@pytest.mark.feature("memory")
+@pytest.mark.parametrize("family", parameters("llava"), indirect=True)
+@pytest.mark.parametrize("images", [2, 8])
+def test_the_peak_shrinks_with_the_tokens(family: Family, images: int) -> None:
+    model, inputs = family.model(), family.batch([family.prompt(images)])
+    length, layers = inputs["input_ids"].shape[1], len(model.model.language_model.layers)
+    column = 2 * 64 * 4  # bytes of one token's key and value in a layer
+    plain = peak_of_decoder(model, inputs)
+    width = (plain - layers * column * length) / length  # bytes of one token on its way through a layer
+    assert width > 3 * column
+    with vitcop.prune(model, METHOD) as report:
+        pruned = peak_of_decoder(model, inputs)
+    tokens = [n + report.text_tokens[0] for n in report.layer_tokens()]
+    expected = max(column * sum(tokens[: layer + 1]) + width * n for layer, n in enumerate(tokens))
+    # Besides: cos and sin, the plans and what they are made of, all of which have no width of hidden states.
+    assert expected <= pruned <= 1.06 * expected < 0.5 * plain
+
+
+@pytest.mark.feature("memory")
+def test_the_cache_holds_what_the_report_says(family: Family) -> None:
+    """In every layer the tokens of Eq. 8, and no view of something longer; also after a second turn."""
+    model = family.model(2)
+    prompts = [family.prompt(1), family.prompt(2), family.prompt(0)]
+    inputs = family.batch(prompts)
+    with vitcop.prune(model, METHOD) as report, torch.no_grad():
+        cache = model(**inputs, use_cache=True).past_key_values
+        for turn in range(2):
+            tensors = [t for layer in cache.layers for t in (layer.keys, layer.values)]
+            assert report.kv_bytes == sum(t.nbytes for t in tensors) < 0.7 * report.kv_bytes_unpruned
+            assert sum(t.untyped_storage().nbytes() for t in tensors) == report.kv_bytes
+            if not turn:
+                longest = [
+                    max(report.layer_tokens(sample)[layer] + report.text_tokens[sample] for sample in range(3))
+                    for layer in range(len(cache.layers))
+                ]
+                assert [layer.keys.shape[2] for layer in cache.layers] == longest
+                more = family.batch([family.prompt(1, seed=4)] * 3)
+                mask = torch.cat([inputs["attention_mask"], more.pop("attention_mask")], 1)
+                model(**more, attention_mask=mask, past_key_values=cache)
+
+
+def tensors_of(*roots: Any) -> list[Tensor]:
+    """Every tensor that can be reached from plain Python objects."""
+    found, seen, queue = [], set(), list(roots)
+    while queue:
+        thing = queue.pop()
+        if id(thing) in seen or isinstance(thing, (type, torch.nn.Module)) or "module" in type(thing).__name__:
+            continue
+        seen.add(id(thing))
+        if isinstance(thing, Tensor):
+            found += [] if isinstance(thing, torch.nn.Parameter) else [thing]
+        elif type(thing).__module__.startswith(("vitcop", "builtins", "functools", "collections")):
+            queue += [t for t in gc.get_referents(thing) if not callable(t) or type(t).__name__ == "method"]
+    return found
+
+
+@pytest.mark.feature("memory")
+def test_nothing_that_was_pruned_outlives_the_prefill(family: Family) -> None:
+    """Neither while decoding nor through the report, the handle or the cache."""
+    model, inputs = family.model(), family.batch([family.prompt(2)])
+    length = inputs["input_ids"].shape[1]
+    layers = model.model.language_model.layers
+    hidden: list[Any] = []
+    alive: list[int] = []
+
+    def watch(module: Any, args: Any, kwargs: Any) -> None:
+        (states,) = args
+        if states.shape[1] > 1:
+            hidden.append(weakref.ref(states))
+        else:
+            gc.collect()
+            alive.append(sum(ref() is not None for ref in hidden))
+
+    handle = vitcop.attach(model, METHOD)
+    # Behind the handle's own hooks: what the layers get.
+    hooks = [layer.register_forward_pre_hook(watch, with_kwargs=True) for layer in (layers[0], layers[2], layers[-1])]
+    output = model.generate(**inputs, max_new_tokens=3, do_sample=False, return_dict_in_generate=True)
+    for hook in hooks:
+        hook.remove()
+    assert len(hidden) == 3 and set(alive) == {0}
+    held = tensors_of(handle.report)
+    assert held and not any(t.is_floating_point() for t in held)  # indices, labels, masks
+    state = tensors_of(handle, output.past_key_values._vitcop_state)
+    assert not any(t.is_floating_point() for t in state)
+    for layer in output.past_key_values.layers[1:]:
+        assert layer.keys.shape[2] < length
+    handle.remove()
