@@ -1,4 +1,4 @@
-"""Shorten whole sequences: from plans for the visual tokens to one gather, or one segment_mean, over all slots."""
+"""Shorten whole sequences: from plans for the visual tokens to one plan, and one gather, over all slots."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,25 +10,37 @@ import vitcop_kernels as ops
 
 from .methods.base import Plan
 
+Part = tuple[Tensor | None, Tensor, Plan]  # rows of the batch (None: all), [G, V] slots of their visual tokens, a plan
+
 
 @dataclass(frozen=True)
 class Compaction:
     """Slots of the shortened sequence, padded on the left where samples differ in length."""
 
-    index: Tensor  # [B, n'] slot that each new slot takes the place of; 0 for padding
+    index: Tensor  # [B, n'] slot that each new slot takes the place of; -1 for padding
     column: Tensor  # [B, n] new slot of each old slot, n' where it has none (dropped, or merged into another)
+    removed: Tensor  # [B, n'+1] visual tokens that went before each new slot, and in all
     valid: Tensor | None  # [B, n'] bool, None: no padding
     lengths: list[int]  # slots of each sample that are not padding
-    perm: Tensor | None  # [B, n] and
-    offsets: Tensor | None  # [B, n'+1]: segments, where tokens are merged
-    merged: Tensor | None  # [B, n'] bool
+    perm: Tensor  # [B, n] and
+    offsets: Tensor  # [B, n'+1]: segments
+    merged: Tensor  # [B, n'] bool
     merge: str
+    merges: bool  # are there segments of more than one?
+    slots: list[Tensor]  # for each part: [G, S] new slots of its plan's outputs
 
     def hidden(self, x: Tensor) -> Tensor:
         """[B, n, C] -> [B, n', C]: kept as they are, or merged."""
-        if self.perm is None or self.offsets is None:
-            return self.gather(x)
-        return ops.segment_mean(x, self.perm, self.offsets, anchors=self.index, merged=self.merged, merge=self.merge)
+        return self.all(x, [])[0]
+
+    def all(self, x: Tensor, companions: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """[B, n, C] kept or merged, and what belongs to the anchors of companions [B or 1, n, ...]: [B, n', ...]."""
+        plan = [t.to(x.device) for t in (self.perm, self.offsets, self.index)]
+        merged = self.merged.to(x.device) if self.merges else None
+        near = [t for t in companions if t.device == x.device]
+        y, found = ops.compact_sequence(x, near, *plan, merged=merged, merge=self.merge)
+        moved = iter(found)
+        return y, [next(moved) if t.device == x.device else self.gather(t) for t in companions]
 
     def gather(self, x: Tensor) -> Tensor:
         """[B or 1, n, ...] -> [B, n', ...]: what belongs to the anchors."""
@@ -42,59 +54,69 @@ class Compaction:
 
 
 def compact(
-    slots: Sequence[tuple[Tensor | None, Tensor, Plan]],
-    lengths: Sequence[int],
-    dropped: Sequence[int],
-    valid: Tensor | None,
-    width: int,
-    device: torch.device,
+    parts: Sequence[Part], lengths: Sequence[int], dropped: Sequence[int], valid: Tensor | None, width: int
 ) -> Compaction:
     """Join the plans of all groups of samples.
 
     Args:
-        slots: for each group: its rows of the batch (None: all), `[G, V]` slots of its visual tokens, and its plan.
         lengths, dropped: for each sample: slots that are not padding, and how many of them go.
         valid: [B, n] bool, False for padding (which goes as well), or None; width: n.
     """
-    batch = len(lengths)
-    place = torch.arange(width, device=device).expand(batch, width)
-    owner = place.clone() if valid is None else place.masked_fill(~valid, -1)  # [B, n] slot whose segment a slot is in
-    for rows, where, plan in slots:
-        anchor = plan.owner(where.shape[1])
-        anchor = where.gather(1, anchor.clamp(min=0)).masked_fill(anchor < 0, -1)
-        if rows is None:
-            owner.scatter_(1, where, anchor)
-        else:
-            owner[rows] = owner[rows].scatter(1, where, anchor)
-
     remaining = [n - d for n, d in zip(lengths, dropped, strict=True)]
+    merging = next((plan for _, _, plan in parts if plan.perm is not None), None)
+    slots, anchors, perm, offsets, merged = _joined(parts, len(lengths), merging is not None)
     out = max(remaining)
-    is_anchor = owner == place
-    column = is_anchor.cumsum(1) - 1
-    mask = None
-    if min(remaining) < out:
-        lead = torch.tensor([out - n for n in remaining]).to(device, non_blocking=True)[:, None]  # padding in front
-        column = column + lead
-        mask = torch.arange(out, device=device) >= lead
-    new_slot = torch.where(is_anchor, column, out)
-    index = place.new_zeros(batch, out + 1).scatter_(1, new_slot, place)[:, :out]
+    new = ops.expand_plan(
+        slots, anchors, perm=perm, offsets=offsets, merged=merged, valid=valid, num_slots=width, out_len=out
+    )
+    new_perm, new_offsets, index, new_merged, column, new_slots, removed = new
+    return Compaction(
+        index=index, column=column, removed=removed, valid=index >= 0 if min(remaining) < out else None,
+        lengths=remaining, perm=new_perm, offsets=new_offsets, merged=new_merged,
+        merge="mean" if merging is None else merging.merge, merges=merging is not None,
+        slots=[
+            new_slots if rows is None else new_slots[rows, : plan.anchors.shape[1]] for rows, _, plan in parts
+        ],
+    )  # fmt: skip
 
-    perm = offsets = merged = None
-    merge = next((plan.merge for _, _, plan in slots if plan.perm is not None), "mean")
-    if any(plan.perm is not None for _, _, plan in slots):
-        segment = column.gather(1, owner.clamp(min=0)).masked_fill(owner < 0, out)
-        perm = segment.argsort(dim=1, stable=True)
-        bounds = torch.arange(out + 1, device=device).expand(batch, -1).contiguous()
-        offsets = torch.searchsorted(segment.gather(1, perm), bounds)
-        merged = torch.zeros(batch, width, dtype=torch.bool, device=device)
-        for rows, where, plan in slots:
-            if plan.merged is not None:
-                at = where.gather(1, plan.anchors)
-                if rows is None:
-                    merged.scatter_(1, at, plan.merged)
-                else:
-                    merged[rows] = merged[rows].scatter(1, at, plan.merged)
-        merged = merged.gather(1, index)
-        if mask is not None:
-            merged = merged & mask
-    return Compaction(index.contiguous(), new_slot, mask, remaining, perm, offsets, merged, merge)
+
+def _joined(
+    parts: Sequence[Part], batch: int, merging: bool
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """Slots, anchors, perm, offsets and merged of all parts, a row for each sample; -1 where there is no token."""
+    if len(parts) == 1 and parts[0][0] is None:
+        _, slots, plan = parts[0]
+        return slots, plan.anchors, plan.perm, plan.offsets, plan.merged
+    tokens = max(slots.shape[1] for _, slots, _ in parts)
+    segments = max(plan.anchors.shape[1] for _, _, plan in parts)
+
+    def join(width: int, padding: int | bool, tensors: Sequence[Tensor]) -> Tensor:
+        joined = tensors[0].new_full((batch, width), padding)
+        for (rows, _, _), t in zip(parts, tensors, strict=True):
+            joined[slice(None) if rows is None else rows, : t.shape[1]] = t
+        return joined
+
+    slots = join(tokens, -1, [slots for _, slots, _ in parts])
+    anchors = join(segments, -1, [plan.anchors for _, _, plan in parts])
+    if not merging:
+        return slots, anchors, None, None, None
+    members, bounds, flags = zip(*(_segments(plan) for _, _, plan in parts), strict=True)
+    return slots, anchors, join(tokens, -1, members), join(segments + 1, tokens, bounds), join(segments, False, flags)
+
+
+def _segments(plan: Plan) -> tuple[Tensor, Tensor, Tensor]:
+    """Perm, offsets and merged of a plan; one that merges nothing has its anchors as segments."""
+    anchors = plan.anchors
+    perm, offsets, merged = plan.perm, plan.offsets, plan.merged
+    if perm is None or offsets is None:
+        perm = anchors
+        offsets = torch.arange(anchors.shape[1] + 1, device=anchors.device).expand(anchors.shape[0], -1)
+    return perm, offsets, torch.zeros_like(anchors, dtype=torch.bool) if merged is None else merged
+
+
+def restarted(ids: Tensor, valid: Tensor | None) -> Tensor:
+    """[B or 1, n] position ids that count the slots which are left, no padding, from the first one's id on."""
+    if valid is None:
+        return ids[:, :1] + torch.arange(ids.shape[1], device=ids.device)
+    start = ids.masked_fill(~valid, torch.iinfo(ids.dtype).max).amin(1, keepdim=True)
+    return start + valid.cumsum(1) - 1

@@ -202,6 +202,8 @@ class StageContext:
     def _gather(self, x: Tensor) -> Tensor:
         """[B, n, ...] -> [G, V, ...]: what belongs to the visual tokens of the group."""
         rows, slots = self._visible.group.rows, self._visible.slots
+        if slots.shape[0] == x.shape[0] == 1:
+            return x.index_select(1, slots[0])
         if rows is None:
             rows = torch.arange(slots.shape[0], device=slots.device)
         return x[rows[:, None], slots]

@@ -40,7 +40,7 @@ class Injection:
                 "method: expected one that keeps tokens, or means of them, in their order before decoder layer "
                 f"{len(self.features)}, up to which the model adds vision features to them, got one that replaces them"
             )
-        if compaction.perm is not None:
+        if compaction.merges:
             self.merged = {later: compaction.hidden(self._of(later, hidden)) for later in to_come}
         else:
             self.merged = {later: compaction.gather(self.merged[later]) for later in to_come if later in self.merged}

@@ -11,7 +11,7 @@ from . import caches, decoder_keys, parallel
 from .adapters.base import Adapter, VisualTokens
 from .ahead import Ahead, VisionContext, lane_for
 from .caches import CacheState
-from .compaction import Compaction, compact
+from .compaction import Compaction, compact, restarted
 from .context import PromptText, Sources, StageContext, Visible, Vision, content
 from .injection import Injection
 from .layout import Group, Prompt, put_back
@@ -147,14 +147,18 @@ class Run:
                 if budget < count:
                     plans[total] = self._agreed(stage.select(StageContext(visible, budget, sources, ahead)))
             compaction = self._compact(plans, hidden.shape[1]) if plans else None
+            origins = [
+                v.origin.gather(1, plans[v.group.total].anchors) if v.group.total in plans else v.origin
+                for v in self.visible
+            ]
         watch.stop()
-        report.stages.append(self._report(stage, plans, watch, report, ahead))
+        report.stages.append(self._report(stage, plans, origins, watch, report, ahead))
         if compaction is not None:
             sources.hidden, before = hidden, self.visible.copy()  # from here on gradients flow
-            hidden = compaction.hidden(hidden)
             if self.injection is not None:
                 self.injection.compact(compaction, plans.values(), stage.layer, hidden)
-            self._apply(compaction, plans, hidden, first=stage.layer == 0, last=number + 1 == len(self.program.stages))
+            last = number + 1 == len(self.program.stages)
+            hidden = self._apply(compaction, plans, origins, hidden, first=stage.layer == 0, last=last)
             for old, new in zip(before, self.visible, strict=True):
                 plan = plans.get(old.group.total)
                 if plan is not None and plan.selection() is not plan:
@@ -284,63 +288,59 @@ class Run:
                 parts.append((visible.group.rows, visible.slots, plan.selection()))
                 for sample in visible.group.samples:
                     dropped[sample] = visible.slots.shape[1] - plan.anchors.shape[1]
-        return compact(parts, self.lengths, dropped, self.valid, width, self.device)
+        return compact(parts, self.lengths, dropped, self.valid, width)
 
-    def _apply(self, compaction: Compaction, plans: dict[int, Plan], hidden: Tensor, first: bool, last: bool) -> None:
-        """Bring everything that belongs to a slot to the shortened sequence."""
-        width = compaction.column.shape[1]
-        ids = self.position_ids.expand(self.batch, -1)
-        place = torch.arange(width, device=self.device).expand(self.batch, -1)
-        recompute = False
-        if self.program.positions == "renumber" or (first and self.program.positions != "original"):
-            # Contiguous: an id counts the tokens before it that are still there.
-            alive = compaction.column < compaction.index.shape[1]
-            gone = ~alive if self.valid is None else ~alive & self.valid
-            before = gone.cumsum(1)
-            ids, recompute = ids - before, True
-            total = before[:, -1:]
-            self.shift = total if self.shift is None else self.shift + total
-        elif last and self.program.positions == "released":
-            # Restart: an id counts the tokens of this prefill that Stage II left.
-            if self.valid is None:
-                ids = ids[:, :1] + place
-            else:
-                start = ids.masked_fill(~self.valid, torch.iinfo(ids.dtype).max).amin(1, keepdim=True)
-                ids = start + self.valid.cumsum(1) - 1
-            recompute = True
-        self.position_ids = compaction.gather(ids)
+    def _apply(
+        self, compaction: Compaction, plans: dict[int, Plan], origins: list[Tensor], hidden: Tensor, first: bool,
+        last: bool,
+    ) -> Tensor:  # fmt: skip
+        """Bring everything that belongs to a slot to the shortened sequence, `hidden` too."""
+        positions = self.program.positions
+        # Contiguous: an id counts the tokens before it that are still there.
+        renumber = positions == "renumber" or (first and positions != "original")
+        restart = last and positions == "released" and not renumber
+        ids = restarted(self.position_ids, self.valid) if restart else self.position_ids
         assert self.embeddings is not None
-        if recompute:
-            self.embeddings = self.adapter.positions_for(hidden, self.position_ids)
+        rotation = [] if renumber or restart else list(self.embeddings)
+        source = [] if self.source is None else [self.source]
+        hidden, moved = compaction.all(hidden, [ids, *source, *rotation])
+        self.position_ids = moved[0]
+        self.source = moved[1] if source else compaction.index
+        if renumber:
+            self.position_ids = self.position_ids - compaction.removed[:, :-1]
+            total = compaction.removed[:, -1:]
+            self.shift = total if self.shift is None else self.shift + total
+        if rotation:
+            self.embeddings = moved[-2], moved[-1]
         else:
-            cos, sin = self.embeddings
-            self.embeddings = compaction.gather(cos), compaction.gather(sin)
-        self.source = compaction.gather(place if self.source is None else self.source)
+            self.embeddings = self.adapter.positions_for(hidden, self.position_ids)
         self.valid, self.lengths = compaction.valid, compaction.lengths
-        for number, visible in enumerate(self.visible):
-            plan = plans.get(visible.group.total)
-            rows = visible.group.rows
-            column = compaction.column if rows is None else compaction.column[rows]
-            if plan is None:
-                self.visible[number] = Visible(visible.group, column.gather(1, visible.slots), visible.origin)
+        new_slots = iter(compaction.slots)
+        for number, (visible, origin) in enumerate(zip(self.visible, origins, strict=True)):
+            group = visible.group
+            if group.total in plans:
+                slots = next(new_slots)
             else:
-                slots = column.gather(1, visible.slots.gather(1, plan.slots))
-                self.visible[number] = Visible(visible.group, slots, visible.origin.gather(1, plan.anchors))
+                column = compaction.column if group.rows is None else compaction.column[group.rows]
+                slots = column.gather(1, visible.slots)
+            self.visible[number] = Visible(group, slots, origin)
         self.dirty = True
+        return hidden
 
     # -- afterwards --------------------------------------------------------------------------------------------------
 
     def _report(
-        self, stage: Stage, plans: dict[int, Plan], watch: Stopwatch | Untimed, report: Report, ahead: Ahead | None
-    ) -> StageReport:
+        self, stage: Stage, plans: dict[int, Plan], origins: list[Tensor], watch: Stopwatch | Untimed,
+        report: Report, ahead: Ahead | None,
+    ) -> StageReport:  # fmt: skip
         tokens_in, tokens_out = [0] * self.batch, [0] * self.batch
         kept, merged, labels = [], [], []
-        for visible in self.visible:
+        for visible, origin in zip(self.visible, origins, strict=True):
             plan, group = plans.get(visible.group.total), visible.group
             for sample in group.samples:
                 tokens_in[sample] = visible.slots.shape[1]
                 tokens_out[sample] = visible.slots.shape[1] if plan is None else plan.anchors.shape[1]
-            kept.append((group.rows, visible.origin if plan is None else visible.origin.gather(1, plan.anchors)))
+            kept.append((group.rows, origin))
             if plan is not None and plan.merged is not None:
                 merged.append((group.rows, plan.merged))
             if plan is not None and plan.labels is not None:

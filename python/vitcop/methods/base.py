@@ -120,16 +120,6 @@ class Plan:
         """How the sequence is shortened: this plan, or where it puts tokens itself, the choice of their slots."""
         return self if self.places is None and self.hidden is None else Plan(self.slots)
 
-    def owner(self, count: int) -> Tensor:
-        """[G, V] int64: the anchor whose segment a token is in, -1 where it is dropped."""
-        owner = self.anchors.new_full((self.anchors.shape[0], count), -1)
-        if self.perm is None or self.offsets is None:
-            return owner.scatter_(1, self.anchors, self.anchors)
-        place = torch.arange(count, device=owner.device).expand_as(self.perm).contiguous()
-        segment = torch.searchsorted(self.offsets[:, 1:].contiguous(), place, right=True)  # [G, V] of perm's entries
-        anchors = torch.nn.functional.pad(self.anchors, (0, 1), value=-1)  # past the last segment: dropped
-        return owner.scatter_(1, self.perm, anchors.gather(1, segment))
-
 
 def places_for(wanted: Tensor, count: int) -> Tensor:
     """[G, S] ascending slots of `count`, each as close to the slot it wants (`[G, S]`, ascending, repeats allowed, any
