@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from host_reads import HostRead, NoHostReads
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 
 class Graph(NoHostReads):
@@ -27,12 +28,13 @@ class Graph(NoHostReads):
         if func.overloadpacket.__name__ == "lift_fresh" and args[0].numel():
             raise HostRead("torch.tensor: a copy from the host")
         outputs = super().__torch_dispatch__(func, types, args, kwargs)
-        fresh = []
-        flat = list(outputs) if isinstance(outputs, (list, tuple)) else [outputs]
-        for number, output in enumerate(flat):
-            alias = func._schema.returns[min(number, len(func._schema.returns) - 1)].alias_info
-            if isinstance(output, Tensor) and alias is None:
-                fresh.append((number, output))
+        fresh, place = [], 0
+        returns = func._schema.returns
+        for number, output in enumerate(outputs if isinstance(outputs, (list, tuple)) else [outputs]):
+            for leaf in tree_leaves(output):  # an output may be a list of tensors
+                if isinstance(leaf, Tensor) and returns[min(number, len(returns) - 1)].alias_info is None:
+                    fresh.append((place, leaf))
+                place += 1
         # Views need no second call: they look at memory that is written again.
         if fresh or func._schema.is_mutable:
             self.calls.append((func, args, kwargs, fresh))
@@ -49,8 +51,7 @@ class Graph(NoHostReads):
         self.replays += 1
         self.poison()
         for func, args, kwargs, fresh in self.calls:
-            outputs = func(*args, **kwargs)
-            flat = list(outputs) if isinstance(outputs, (list, tuple)) else [outputs]
+            flat = tree_leaves(func(*args, **kwargs))
             for number, tensor in fresh:
                 tensor.copy_(flat[number])
 
