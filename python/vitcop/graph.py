@@ -31,7 +31,10 @@ MAX_GRAPHS = 8
 WARM_UPS = 2
 """Runs before a capture: kernels are compiled, libraries take their workspaces."""
 
-_KNOWN = {"inputs_embeds", "position_ids", "attention_mask", "past_key_values", "use_cache", "cache_position"}
+_KNOWN = {
+    "inputs_embeds", "position_ids", "attention_mask", "past_key_values", "use_cache", "cache_position",
+    "logits_to_keep",  # passed on by some models, looked at by no decoder
+}  # fmt: skip
 
 
 class NotCaptured(Exception):
