@@ -1,13 +1,23 @@
 """One tiny model per kind for all tests: attaching must leave no trace, so sharing it is a test as well."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+import torch
 
 pytest.importorskip("transformers")
 
 from families import FAMILIES, Family, parameters
+
+
+@pytest.fixture(scope="package", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tiny models: more threads only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture
