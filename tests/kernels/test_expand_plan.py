@@ -29,9 +29,8 @@ def test_samples_of_different_lengths_share_a_call_in_every_layout() -> None:
     for b in range(3):
         alone = launch("expand_plan", *(t[b] for t in args), **shape)
         assert all(torch.equal(x, y[b]) for x, y in zip(alone, whole, strict=True))
-    for index in range(6):
-        for _, view in layouts(args[index]):
-            assert_exact("expand_plan", *args[:index], view, *args[index + 1 :], **shape)
+    for views in zip(*(list(layouts(t)) for t in args), strict=True):  # every argument in one layout after the other
+        assert_exact("expand_plan", *(view for _, view in views), **shape)
 
 
 def test_indices_of_a_wrong_plan_stay_in_range() -> None:
