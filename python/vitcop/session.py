@@ -31,7 +31,8 @@ def prune(model: nn.Module, method: Method, *, cuda_graph: bool = False) -> Iter
 
     Outputs keep the prompt's coordinates: logits and every one of `hidden_states` are as long as the input, 0 where a
     token is gone (of `hidden_states`, the first is the input of layer 0 after Stage I): a label that follows a pruned
-    token adds a constant to the loss. `attentions` are as computed.
+    token adds a constant to the loss. `attentions` are as computed. Assisted decoding and prompt lookup put their first
+    candidates into the prefill: what ranks by the attention of the last token then asks the last candidate.
 
     `cuda_graph=True` replays prefills from CUDA graphs, see `attach`.
 

@@ -194,11 +194,9 @@ def test_the_gradient_is_the_derivative(llava: Any) -> None:
 
 
 @pytest.mark.feature("logits_to_keep")
-def test_logits_to_keep(llava: Any) -> None:
-    model, method = llava(), ViTCoP(retention=0.3)
-    ids, pixels = prompt(1)
-    inputs = {"input_ids": torch.tensor([ids]), "pixel_values": pixels}
-    with vitcop.prune(model, method), torch.no_grad():
+def test_logits_to_keep(family: Family) -> None:
+    model, inputs = family.model(), family.batch([family.prompt(1), family.prompt(2)])
+    with vitcop.prune(model, ViTCoP(retention=0.3)), torch.no_grad():
         full = model(**inputs).logits
         last = model(**inputs, logits_to_keep=2)
     torch.testing.assert_close(full[:, -2:], last.logits)

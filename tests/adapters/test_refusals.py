@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 from checks import OLD
-from families import FAMILIES, VARIANTS
+from families import FAMILIES, VARIANTS, Family
 from tiny_llava import IMAGE, batch, prompt, tiny_llava
 from transformers import DynamicCache, StaticCache
 
@@ -35,9 +35,10 @@ def test_static_cache(llava: Any) -> None:
 
 
 @pytest.mark.feature("static cache", "refused")
-def test_static_cache_of_generate(llava: Any) -> None:
-    with vitcop.prune(llava(), METHOD), pytest.raises(NotImplementedError, match="expected a DynamicCache"):
-        llava().generate(**batch([prompt(1)]), max_new_tokens=2, cache_implementation="static")
+def test_static_cache_of_generate(family: Family) -> None:
+    model = family.model()
+    with vitcop.prune(model, METHOD), pytest.raises(NotImplementedError, match="expected a DynamicCache"):
+        model.generate(**family.batch([family.prompt(1)]), max_new_tokens=2, cache_implementation="static")
 
 
 def test_sliding_window_cache(llava: Any) -> None:
