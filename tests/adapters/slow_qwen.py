@@ -159,6 +159,9 @@ def see(tower: Any, pixels: Tensor, where: list[tuple[int, int]], height: int, w
     for number, block in enumerate(tower.blocks):
         full = windows is None or number in tower.config.fullatt_block_indexes
         side = 1 << 30 if full else windows // tower.config.patch_size  # of a window, in patches
+        close: dict[tuple[int, int], list[int]] = {}  # patches by their window
+        for i, (row, col) in enumerate(where):
+            close.setdefault((row // side, col // side), []).append(i)
         heads = block.attn.num_heads
         query, key, value = block.attn.qkv(block.norm1(x)).view(len(x), 3, heads, -1).unbind(1)
         if number == chosen:
@@ -167,15 +170,12 @@ def see(tower: Any, pixels: Tensor, where: list[tuple[int, int]], height: int, w
         query, key = (torch.stack([turn_patch(v, *at) for v, at in zip(q, where, strict=True)]) for q in (query, key))
         results = []
         for i, (row, col) in enumerate(where):
-            near = [j for j, (r, c) in enumerate(where) if r // side == row // side and c // side == col // side]
-            out = []
-            for head in range(heads):
-                dots = key[near, head] @ query[i, head] / math.sqrt(query.shape[-1])
-                share = dots.float().softmax(0)
-                out.append(share.to(x.dtype) @ value[near, head])
-                if number == chosen:
-                    saliency[near] += share / len(where)
-            results.append(block.attn.proj(torch.cat(out)))
+            near = close[row // side, col // side]
+            dots = (key[near] * query[i]).sum(-1) / math.sqrt(query.shape[-1])  # [near, heads]
+            share = dots.float().T.contiguous().softmax(-1).T
+            results.append(block.attn.proj((share.to(x.dtype)[..., None] * value[near]).sum(0).flatten()))
+            if number == chosen:
+                saliency[near] += share.sum(1) / len(where)
         x = x + torch.stack(results)
         x = x + block.mlp(block.norm2(x))
         for merger, index in zip(

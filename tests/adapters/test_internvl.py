@@ -20,6 +20,7 @@ from vitcop import ViTCoP
 from vitcop.adapters import adapter_for
 
 METHOD = ViTCoP(retention=0.3)
+pytestmark = pytest.mark.family("internvl")
 
 
 @functools.cache
@@ -44,6 +45,9 @@ VARIANTS: dict[str, tuple[dict[str, Any], int, bool, str]] = {
 
 
 @pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.feature("greedy")
+@pytest.mark.feature("eager attention")
+@pytest.mark.feature("several images or videos per prompt")
 def test_greedy_equals_recomputing_every_token(name: str) -> None:
     options, tiles, qk_norm, attention = VARIANTS[name]
     model, method, sample = internvl(qk_norm, attention), ViTCoP(**options), prompt(tiles)
@@ -60,6 +64,8 @@ def test_features_of_an_earlier_layer() -> None:
     assert_answers(model, METHOD, [sample], output)
 
 
+@pytest.mark.feature("padded batches, left and right")
+@pytest.mark.feature("text-only samples")
 def test_a_padded_batch_of_0_1_and_2_tiles_equals_each_sample_alone() -> None:
     model = internvl(True)
     prompts = [prompt(1), prompt(0), prompt(2), prompt(1, seed=1, text=9)]
@@ -69,6 +75,7 @@ def test_a_padded_batch_of_0_1_and_2_tiles_equals_each_sample_alone() -> None:
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.feature("padded batches, left and right")
 def test_forward_keeps_the_length_and_zeroes_what_was_pruned(side: str) -> None:
     model, prompts = internvl(), [prompt(1), prompt(2)]
     inputs = batch(prompts, side)
@@ -85,6 +92,8 @@ def test_forward_keeps_the_length_and_zeroes_what_was_pruned(side: str) -> None:
         assert (got[~alive] == 0).all()
 
 
+@pytest.mark.feature("several turns, one cache")
+@pytest.mark.feature("a new image in a later turn")
 def test_turns_with_images_reuse_one_cache() -> None:
     model, cache, got = internvl(), None, []
     turns = [Turn(*prompt(1)), Turn([11, 12]), Turn(*prompt(2, seed=4)), Turn([14])]
@@ -100,6 +109,7 @@ def test_turns_with_images_reuse_one_cache() -> None:
     torch.testing.assert_close(torch.cat(got)[alive], expected[alive], atol=TOLERANCE, rtol=0)
 
 
+@pytest.mark.feature("bfloat16")
 def test_bfloat16() -> None:
     """Near-ties may be ranked differently in half precision, so the reference is told what was kept."""
     model, method = internvl(dtype=torch.bfloat16), ViTCoP(retention=0.3, saliency="key_norm_only")

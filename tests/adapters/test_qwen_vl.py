@@ -18,6 +18,7 @@ from vitcop import ViTCoP
 from vitcop.adapters import adapter_for
 
 METHOD = ViTCoP(retention=0.3)
+each = pytest.mark.parametrize("family", [pytest.param(name, marks=pytest.mark.family(name)) for name in FAMILIES])
 
 
 @functools.cache
@@ -68,9 +69,22 @@ VARIANTS: dict[str, tuple[dict[str, Any], list[tuple[int, ...]], str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("name", VARIANTS)
-def test_greedy_equals_recomputing_every_token(family: str, name: str) -> None:
+ONCE = {"attention": "qwen2_5_vl", "attention of the layer before": "qwen3_vl", "without Stage I": "qwen3_vl"}
+
+
+@pytest.mark.parametrize(
+    ("name", "family"),
+    [
+        pytest.param(name, family, marks=pytest.mark.family(family))
+        for name in VARIANTS
+        for family in FAMILIES
+        if ONCE.get(name, family) == family
+    ],
+)
+@pytest.mark.feature("greedy")
+@pytest.mark.feature("eager attention")
+@pytest.mark.feature("several images or videos per prompt")
+def test_greedy_equals_recomputing_every_token(name: str, family: str) -> None:
     options, grids, attention = VARIANTS[name]
     model, method, sample = qwen(family, attention), ViTCoP(**options), prompt(*grids, family=family)
     output, report = generate(model, method, batch(model, [sample]), new=3)
@@ -81,7 +95,9 @@ def test_greedy_equals_recomputing_every_token(family: str, name: str) -> None:
     assert_answers(model, method, [sample], output)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@each
+@pytest.mark.feature("padded batches, left and right")
+@pytest.mark.feature("text-only samples")
 def test_a_padded_batch_of_0_1_and_2_images_equals_each_sample_alone(family: str) -> None:
     model = qwen(family)
     samples = [prompt(*grids, family=family) for grids in ([(3, 4)], [], [(2, 3, 3), (4, 3)], [(4, 3)])]
@@ -91,7 +107,8 @@ def test_a_padded_batch_of_0_1_and_2_images_equals_each_sample_alone(family: str
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("family", FAMILIES)
+@each
+@pytest.mark.feature("padded batches, left and right")
 def test_forward_keeps_the_length_and_zeroes_what_was_pruned(family: str, side: str) -> None:
     model = qwen(family, "eager" if side == "right" else "sdpa")
     samples = [prompt(*grids, family=family) for grids in ([(3, 4)], [(3, 3), (2, 4)], [(2, 3, 3)])]
@@ -109,7 +126,9 @@ def test_forward_keeps_the_length_and_zeroes_what_was_pruned(family: str, side: 
         assert (got[~alive] == 0).all()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@each
+@pytest.mark.feature("several turns, one cache")
+@pytest.mark.feature("a new image in a later turn")
 def test_turns_with_images_reuse_one_cache(family: str) -> None:
     """Each turn prunes its own images alone and sees the earlier ones as they were left; ids go on in three axes."""
     model = qwen(family)
@@ -133,7 +152,7 @@ def test_turns_with_images_reuse_one_cache(family: str) -> None:
     torch.testing.assert_close(torch.cat(got)[alive], expected[alive], atol=TOLERANCE, rtol=0)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@each
 def test_a_later_text_turn_goes_on_behind_the_picture(family: str) -> None:
     """The model's own position ids, from its rope deltas and the length of the unpruned prompt."""
     model, sample = qwen(family), prompt((4, 3), family=family)
@@ -147,7 +166,8 @@ def test_a_later_text_turn_goes_on_behind_the_picture(family: str) -> None:
     torch.testing.assert_close(got, expected, atol=TOLERANCE, rtol=0)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@each
+@pytest.mark.feature("bfloat16")
 def test_bfloat16(family: str) -> None:
     """Near-ties may be ranked differently in half precision, so the reference is told what was kept."""
     model, method = qwen(family, dtype=torch.bfloat16), ViTCoP(retention=0.3, saliency="key_norm_only")
@@ -165,7 +185,7 @@ def test_bfloat16(family: str) -> None:
     assert (got - truth).pow(2).mean() < 0.1 * truth.var()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@each
 def test_retaining_everything_equals_the_unpruned_model_bit_for_bit(family: str) -> None:
     model = qwen(family)
     method = ViTCoP(stage1_ratio=1, stage2_ratio=1, stage3_ratio=1)
@@ -177,7 +197,8 @@ def test_retaining_everything_equals_the_unpruned_model_bit_for_bit(family: str)
     assert report.stages[-1].tokens_out == report.visual_tokens == [12, 26]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@each
+@pytest.mark.feature("text-only samples")
 def test_text_alone_is_left_as_it_is(family: str) -> None:
     model = qwen(family)
     inputs = batch(model, [prompt(family=family)])
@@ -187,7 +208,8 @@ def test_text_alone_is_left_as_it_is(family: str) -> None:
     assert report.stages == []
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@each
+@pytest.mark.feature("beam search")
 def test_beams_are_those_of_single_sequences(family: str) -> None:
     """Beams repeat pictures, prompts and what is added to them: the best one's probability is the reference's."""
     model = qwen(family)
@@ -202,7 +224,8 @@ def test_beams_are_those_of_single_sequences(family: str) -> None:
         assert output.sequences_scores[number].item() == pytest.approx(total, abs=1e-3)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@each
+@pytest.mark.feature("prompt lookup")
 def test_prompt_lookup_equals_greedy(family: str) -> None:
     model, sample = qwen(family), prompt((3, 4), family=family)
     sample.ids += sample.ids[-4:] + sample.ids[-4:]  # something to look up
@@ -212,7 +235,8 @@ def test_prompt_lookup_equals_greedy(family: str) -> None:
     assert torch.equal(greedy.sequences, lookup.sequences)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@each
+@pytest.mark.feature("labels, loss and gradients")
 def test_gradients_flow_through_what_survives(family: str) -> None:
     model = qwen(family)
     inputs = batch(model, [prompt((3, 4), family=family)])
@@ -225,7 +249,7 @@ def test_gradients_flow_through_what_survives(family: str) -> None:
     assert all(grad.isfinite().all() and (grad != 0).any() for grad in grads)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@each
 def test_no_value_is_read_in_the_decoder(family: str) -> None:
     model, watch = qwen(family), Watch()
     decoder = model.model.language_model
@@ -241,7 +265,7 @@ def test_no_value_is_read_in_the_decoder(family: str) -> None:
     assert watch.found == []
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@each
 def test_a_model_is_as_before(family: str) -> None:
     model = qwen(family)
     inputs = batch(model, [prompt((3, 4), family=family)])
@@ -257,7 +281,7 @@ def test_a_model_is_as_before(family: str) -> None:
         assert torch.equal(model(**inputs).logits, plain)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@each
 def test_positions_cannot_be_made_contiguous(family: str) -> None:
     model = qwen(family)
     with vitcop.prune(model, METHOD) as report:
