@@ -159,6 +159,7 @@ class Run:
                 self.injection.compact(compaction, plans.values(), stage.layer, hidden)
             last = number + 1 == len(self.program.stages)
             hidden = self._apply(compaction, plans, origins, hidden, first=stage.layer == 0, last=last)
+            hidden = self._reorder(compaction, plans, before, hidden, stage.layer)
             for old, new in zip(before, self.visible, strict=True):
                 plan = plans.get(old.group.total)
                 if plan is not None and plan.selection() is not plan:
@@ -170,6 +171,39 @@ class Run:
         """The same plan on every rank of a tensor-parallel group."""
         group = parallel.group_of(self.adapter.decoder.layers[0].self_attn)
         return plan if group is None else parallel.first_ranks(plan, group)
+
+    def _reorder(
+        self, compaction: Compaction, plans: dict[int, Plan], before: Sequence[Visible], hidden: Tensor, layer: int
+    ) -> Tensor:
+        """Bring outputs to the places that their plans want, and everything that belongs to them."""
+        if all(plan.places is None for plan in plans.values()):
+            return hidden
+        unit = hidden.shape[1]  # more than outputs want one place
+        key = (compaction.index + 1) * 3 * unit  # 0 for padding, which stays in front
+        for old, new in zip(before, self.visible, strict=True):
+            plan = plans.get(old.group.total)
+            if plan is not None and plan.places is not None:
+                token = (plan.places + 1).div(3, rounding_mode="floor")
+                wanted = 3 * old.slots.gather(1, token) + 3 + plan.places - 3 * token
+                rank = torch.arange(wanted.shape[1], device=key.device)
+                key = self._put(key[..., None], new, (wanted * unit + rank)[..., None])[..., 0]
+        order = key.argsort(dim=1, stable=True)  # [B, n']
+        place = order.argsort(dim=1)
+        for number, visible in enumerate(self.visible):
+            rows = visible.group.rows
+            slots = (place if rows is None else place[rows]).gather(1, visible.slots)
+            self.visible[number] = Visible(visible.group, slots, visible.origin)
+        each = torch.arange(self.batch, device=order.device)[:, None]
+        assert self.source is not None and self.embeddings is not None
+        self.source = self.source[each, order]
+        if not self._counts_places(layer):
+            self.position_ids = self.position_ids[each, order]
+            self.embeddings = self.embeddings[0][each, order], self.embeddings[1][each, order]
+        return hidden[each, order]
+
+    def _counts_places(self, layer: int) -> bool:
+        """Whether a stage at this layer leaves contiguous ids, which belong to places and not to tokens."""
+        return self.program.positions == "renumber" or (layer == 0 and self.program.positions != "original")
 
     def _put(self, hidden: Tensor, visible: Visible, content: Tensor) -> Tensor:
         """`hidden [B, n, C]` with these visual tokens `[G, V, C]`."""
@@ -320,6 +354,9 @@ class Run:
             group = visible.group
             if group.total in plans:
                 slots = next(new_slots)
+                if plans[group.total].places is not None:  # in the order of the outputs
+                    column = compaction.column if group.rows is None else compaction.column[group.rows]
+                    slots = column.gather(1, visible.slots.gather(1, plans[group.total].anchors))
             else:
                 column = compaction.column if group.rows is None else compaction.column[group.rows]
                 slots = column.gather(1, visible.slots)

@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-import torch
 from torch import Tensor
 
 # "renumber": as "compact", at every stage: what is left has contiguous ids, and decoding goes on from that length.
@@ -98,35 +97,22 @@ class Plan:
     `perm[offsets[s]:offsets[s+1]]`, as `vitcop_kernels.plan_tokens` says.
     """
 
-    anchors: Tensor  # [G, S] int64, ascending unless there are `places`: the token whose place an output token takes
+    anchors: Tensor  # [G, S] int64, ascending: the token whose place an output token takes
     perm: Tensor | None = None  # [G, V] int64
     offsets: Tensor | None = None  # [G, S+1] int64
     merged: Tensor | None = None  # [G, S] bool
     labels: Tensor | None = None  # [G, V] int64, for the report
     merge: str = "mean"  # or "anchor_plus_mean"
     centers: Tensor | None = None  # [G, K] int64, for the report: which of the V tokens are centres of clusters
-    # Outputs in another order than their tokens: [G, S] int64, ascending, which of the V slots they are put into (and
-    # whose position ids they take). `anchors` then say which token an output is, or stands for. See `places_for`.
+    # Outputs in another order than their anchors' (which then need not ascend, only differ): [G, S] int64, ascending,
+    # 3v for the place of token v, 3v - 1 just before it and 3v + 1 just behind it; of equals, the first is first.
     places: Tensor | None = None
     # What the outputs are, `[G, S, C]`, where they are not (means of) the decoder's hidden states.
     hidden: Callable[[Context], Tensor] | None = None
 
-    @property
-    def slots(self) -> Tensor:
-        """[G, S] int64, ascending: which of the V slots the outputs take."""
-        return self.anchors if self.places is None else self.places
-
     def selection(self) -> "Plan":
-        """How the sequence is shortened: this plan, or where it puts tokens itself, the choice of their slots."""
-        return self if self.places is None and self.hidden is None else Plan(self.slots)
-
-
-def places_for(wanted: Tensor, count: int) -> Tensor:
-    """[G, S] ascending slots of `count`, each as close to the slot it wants (`[G, S]`, ascending, repeats allowed, any
-    number) as the others let it: pushed to the right by repeats, and to the left by the end."""
-    order = torch.arange(wanted.shape[1], device=wanted.device)
-    spread = (wanted - order).clamp(min=0).cummax(1).values + order
-    return torch.minimum(spread, order + count - wanted.shape[1])
+        """How the sequence is shortened: this plan, or the choice of anchors, where outputs are moved or replaced."""
+        return self if self.places is None and self.hidden is None else Plan(self.anchors.sort(dim=1).values)
 
 
 @dataclass(frozen=True)

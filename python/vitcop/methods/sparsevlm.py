@@ -10,7 +10,7 @@ from torch import Tensor
 
 import vitcop_kernels as ops
 
-from .base import Context, Plan, Program, Stage, places_for
+from .base import Context, Plan, Program, Stage
 from .schedule import Budgeted, layers_for, segments, spread
 
 LAYERS = (3, 7, 16)  # its code prunes what comes out of layers 2, 6 and 15
@@ -124,9 +124,8 @@ class SparseVLM(Budgeted):
         segment = torch.full_like(scores, ctx.budget, dtype=torch.int64).scatter(1, best, outputs[:, :stays])
         perm, offsets = segments(segment.scatter(1, recycled, place.gather(1, labels)), ctx.budget)
         anchors = torch.cat([best, recycled.gather(1, centers.gather(1, order))], dim=1)
-        end = best.new_full((best.shape[0], means), ctx.count)
-        places = places_for(torch.cat([best, end], dim=1), ctx.count)
-        return Plan(anchors, perm, offsets, outputs >= stays, places=places)
+        behind = best.new_full((best.shape[0], means), 3 * ctx.count - 2)  # the last token
+        return Plan(anchors, perm, offsets, outputs >= stays, places=torch.cat([3 * best, behind], dim=1))
 
 
 def raters(ctx: Context) -> Tensor:

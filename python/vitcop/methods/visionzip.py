@@ -9,7 +9,7 @@ from torch import Tensor
 
 import vitcop_kernels as ops
 
-from .base import Context, Plan, Program, Stage, places_for
+from .base import Context, Plan, Program, Stage
 from .schedule import Budgeted, segments
 
 
@@ -80,10 +80,11 @@ class VisionZip(Budgeted):
         unit = torch.nn.functional.normalize(keys.float(), dim=-1)  # [G, V, d]
         joins = (_rows(unit, others) @ _rows(unit, targets).mT).argmax(-1)  # [G, n - c]; the first of equals
 
-        # One key to sort outputs by: [CLS] before its image, contextual tokens after everything.
+        # [CLS] before its image, contextual tokens behind everything.
         first = (torch.arange(images, device=best.device) * ctx.max_segment).expand(samples, -1)
-        end = best.new_full((samples, contextual), tokens)
-        order = torch.cat([2 * first - 1, 2 * best, 2 * end], dim=1).argsort(dim=1, stable=True)  # [G, S]
+        behind = best.new_full((samples, contextual), 3 * tokens - 2)
+        wanted = torch.cat([3 * first - 1, 3 * best, behind], dim=1)
+        order = wanted.argsort(dim=1, stable=True)  # [G, S]
         place = order.argsort(dim=1)
         dominants, means = place[:, images:dominant], place[:, dominant:]
         segment = torch.empty_like(chosen, dtype=torch.int64).scatter(1, best, dominants)
@@ -92,8 +93,8 @@ class VisionZip(Budgeted):
         none = torch.full_like(segment, contextual)
         joined = segments(none.scatter(1, others, joins), contextual)
         return Plan(
-            torch.cat([first, best, targets], dim=1).gather(1, order), perm, offsets, (order >= dominant),
-            places=places_for(torch.cat([first, best, end], dim=1).gather(1, order), tokens),
+            torch.cat([others[:, :images], best, targets], dim=1).gather(1, order), perm, offsets, order >= dominant,
+            places=wanted.gather(1, order),
             hidden=functools.partial(_project, order, best, targets, joined),
         )  # fmt: skip
 
