@@ -8,6 +8,7 @@ from torch import Tensor
 
 import vitcop_kernels as ops
 
+from .context import Visible
 from .methods.base import Plan
 
 Part = tuple[Tensor | None, Tensor, Plan]  # rows of the batch (None: all), [G, V] slots of their visual tokens, a plan
@@ -120,3 +121,32 @@ def restarted(ids: Tensor, valid: Tensor | None) -> Tensor:
         return ids[:, :1] + torch.arange(ids.shape[1], device=ids.device)
     start = ids.masked_fill(~valid, torch.iinfo(ids.dtype).max).amin(1, keepdim=True)
     return start + valid.cumsum(1) - 1
+
+
+def wanted_order(
+    compaction: Compaction, plans: dict[int, Plan], before: Sequence[Visible], after: Sequence[Visible]
+) -> Tensor | None:
+    """[B, n'] which new slot belongs where, for plans that put outputs elsewhere than at their anchors; None: none do.
+
+    before, after: the visual tokens of each group in the old sequence and in the new one.
+    """
+    if all(plan.places is None for plan in plans.values()):
+        return None
+    unit = compaction.index.shape[1]  # more than outputs want one place
+    key = (compaction.index + 1) * 3 * unit  # 0 for padding, which stays in front
+    for old, new in zip(before, after, strict=True):
+        plan = plans.get(old.group.total)
+        if plan is not None and plan.places is not None:
+            token = (plan.places + 1).div(3, rounding_mode="floor")
+            wanted = 3 * old.slots.gather(1, token) + 3 + plan.places - 3 * token
+            rank = torch.arange(wanted.shape[1], device=key.device)
+            key = put(key[..., None], new, (wanted * unit + rank)[..., None])[..., 0]
+    return key.argsort(dim=1, stable=True)
+
+
+def put(hidden: Tensor, visible: Visible, content: Tensor) -> Tensor:
+    """`hidden [B, n, C]` with these visual tokens `[G, V, C]`."""
+    rows = visible.group.rows
+    if rows is None:
+        rows = torch.arange(hidden.shape[0], device=hidden.device)
+    return hidden.index_put((rows[:, None], visible.slots), content.to(hidden))

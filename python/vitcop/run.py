@@ -11,13 +11,14 @@ from . import caches, decoder_keys, parallel
 from .adapters.base import Adapter, VisualTokens
 from .ahead import Ahead, VisionContext, lane_for
 from .caches import CacheState
-from .compaction import Compaction, compact, restarted
+from .compaction import Compaction, compact, put, restarted, wanted_order
 from .context import PromptText, Sources, StageContext, Visible, Vision, content
 from .injection import Injection
 from .layout import Group, Prompt, put_back
 from .masks import causal_mask, mask_kind, read_history, read_padding
 from .methods.base import Plan, Program, Stage
-from .report import Report, StageReport, Stopwatch, Untimed
+from .recording import stage_report
+from .report import Report, Stopwatch, Untimed
 
 
 class Run:
@@ -152,7 +153,9 @@ class Run:
                 for v in self.visible
             ]
         watch.stop()
-        report.stages.append(self._report(stage, plans, origins, watch, report, ahead))
+        beside = None if ahead is None else ahead.watch
+        found = stage_report(stage, self.visible, plans, origins, self.batch, watch, beside, report)
+        report.stages.append(found)
         if compaction is not None:
             sources.hidden, before = hidden, self.visible.copy()  # from here on gradients flow
             if self.injection is not None:
@@ -163,7 +166,7 @@ class Run:
             for old, new in zip(before, self.visible, strict=True):
                 plan = plans.get(old.group.total)
                 if plan is not None and plan.selection() is not plan:
-                    hidden = self._put(hidden, new, content(plan, StageContext(old, new.slots.shape[1], sources)))
+                    hidden = put(hidden, new, content(plan, StageContext(old, new.slots.shape[1], sources)))
         self._start_ahead(number + 1)
         return hidden
 
@@ -176,18 +179,9 @@ class Run:
         self, compaction: Compaction, plans: dict[int, Plan], before: Sequence[Visible], hidden: Tensor, layer: int
     ) -> Tensor:
         """Bring outputs to the places that their plans want, and everything that belongs to them."""
-        if all(plan.places is None for plan in plans.values()):
+        order = wanted_order(compaction, plans, before, self.visible)
+        if order is None:
             return hidden
-        unit = hidden.shape[1]  # more than outputs want one place
-        key = (compaction.index + 1) * 3 * unit  # 0 for padding, which stays in front
-        for old, new in zip(before, self.visible, strict=True):
-            plan = plans.get(old.group.total)
-            if plan is not None and plan.places is not None:
-                token = (plan.places + 1).div(3, rounding_mode="floor")
-                wanted = 3 * old.slots.gather(1, token) + 3 + plan.places - 3 * token
-                rank = torch.arange(wanted.shape[1], device=key.device)
-                key = self._put(key[..., None], new, (wanted * unit + rank)[..., None])[..., 0]
-        order = key.argsort(dim=1, stable=True)  # [B, n']
         place = order.argsort(dim=1)
         for number, visible in enumerate(self.visible):
             rows = visible.group.rows
@@ -204,13 +198,6 @@ class Run:
     def _counts_places(self, layer: int) -> bool:
         """Whether a stage at this layer leaves contiguous ids, which belong to places and not to tokens."""
         return self.program.positions == "renumber" or (layer == 0 and self.program.positions != "original")
-
-    def _put(self, hidden: Tensor, visible: Visible, content: Tensor) -> Tensor:
-        """`hidden [B, n, C]` with these visual tokens `[G, V, C]`."""
-        rows = visible.group.rows
-        if rows is None:
-            rows = torch.arange(self.batch, device=hidden.device)
-        return hidden.index_put((rows[:, None], visible.slots), content.to(hidden))
 
     def _start_ahead(self, number: int) -> None:
         """Stage `number` is the next: start what it can do before the decoder comes to it."""
@@ -365,43 +352,6 @@ class Run:
         return hidden
 
     # -- afterwards --------------------------------------------------------------------------------------------------
-
-    def _report(
-        self, stage: Stage, plans: dict[int, Plan], origins: list[Tensor], watch: Stopwatch | Untimed,
-        report: Report, ahead: Ahead | None,
-    ) -> StageReport:  # fmt: skip
-        tokens_in, tokens_out = [0] * self.batch, [0] * self.batch
-        kept, merged, labels = [], [], []
-        for visible, origin in zip(self.visible, origins, strict=True):
-            plan, group = plans.get(visible.group.total), visible.group
-            for sample in group.samples:
-                tokens_in[sample] = visible.slots.shape[1]
-                tokens_out[sample] = visible.slots.shape[1] if plan is None else plan.anchors.shape[1]
-            kept.append((group.rows, origin))
-            if plan is not None and plan.merged is not None:
-                merged.append((group.rows, plan.merged))
-            if plan is not None and plan.labels is not None:
-                labels.append((group.rows, plan.labels))
-        return StageReport(
-            stage.name, stage.layer, tokens_in, tokens_out,
-            kept=self._join(kept, max(tokens_out), -1),
-            merged=self._join(merged, max(tokens_out), False) if merged else None,
-            labels=self._join(labels, max(tokens_in), -1) if labels else None,
-            plans=plans,
-            rows={visible.group.total: visible.group.samples for visible in self.visible},
-            previous=report.stages[-1] if report.stages else None,
-            stopwatch=watch,
-            stopwatch_ahead=None if ahead is None else ahead.watch,
-        )  # fmt: skip
-
-    def _join(self, parts: list[tuple[Tensor | None, Tensor]], width: int, padding: int | bool) -> Tensor:
-        """Tensors `[G, ...]` of all groups as one `[B, width]`."""
-        if len(parts) == 1 and parts[0][0] is None:
-            return parts[0][1]
-        joined = torch.full((self.batch, width), padding, dtype=parts[0][1].dtype, device=self.device)
-        for rows, part in parts:
-            joined[slice(None) if rows is None else rows, : part.shape[1]] = part
-        return joined
 
     def finish(self, last_hidden_state: Tensor) -> Tensor:
         """Leave the state on the cache; give back `last_hidden_state` at the length that was put in, 0 where pruned."""

@@ -37,7 +37,7 @@ def table(header: str) -> list[list[str]]:
 def counted(llava: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     """counted(images, semantics): the launches of each stage, by op."""
     pytest.importorskip("triton")
-    prune, work, report = Run._prune, Ahead._timed, Run._report
+    prune, work = Run._prune, Ahead._timed
     stages: dict[str, Counter[str]] = {}
     running: list[Launches] = []
 
@@ -67,7 +67,7 @@ def counted(llava: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
 
     monkeypatch.setattr(Run, "_prune", count)
     monkeypatch.setattr(Ahead, "_timed", aside(work))
-    monkeypatch.setattr(Run, "_report", aside(report))
+    monkeypatch.setattr(vitcop.run, "stage_report", aside(vitcop.run.stage_report))
     return run
 
 
