@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 BUILD_TOOLS := "setuptools>=77" "cmake>=3.24" ninja pybind11
 NATIVE := CMakeLists.txt setup.py $(shell find csrc -name '*.cpp' -o -name '*.h')
 
-.PHONY: demo test test-transformers-4 test-eval lint format bench gpu-report readme wheel build clean
+.PHONY: demo test test-transformers-4 test-eval lint format bench gpu-report aot features readme wheel build clean
 
 demo: build
 	$(BIN)/vitcop run --out out/demo
@@ -45,6 +45,14 @@ bench: build
 # Checks, then measures, on one GPU in less than 8 minutes, with the torch that PYTHON has: no .venv, nothing installed.
 gpu-report:
 	PYTHONPATH=.:python $(PYTHON) -m benchmarks.gpu $(GPU_REPORT)
+
+# Compile every configuration of every kernel for every GPU named in docs/aot.md; only what has changed.
+aot: build
+	$(BIN)/python -m benchmarks.aot
+
+# Collect the marks on the tests into docs/features.json.
+features: build
+	$(BIN)/python -m benchmarks.features
 
 # Record the demo and rewrite the README's generated blocks from committed results.
 readme: build
