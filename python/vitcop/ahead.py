@@ -6,6 +6,7 @@ graph captures them as a branch. On a CPU nothing can overlap, and the work is d
 """
 
 import functools
+import threading
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -45,7 +46,7 @@ class SideStream:
     """A CUDA stream beside the current one."""
 
     def __init__(self, device: torch.device) -> None:
-        self._device, self._stream = device, _stream(device)
+        self._device, self._stream = device, _stream(device, threading.get_ident())
         self._done: torch.cuda.Event | None = None
 
     def fork(self, work: Callable[[], Any]) -> Any:
@@ -71,7 +72,8 @@ class SideStream:
 
 
 @functools.cache
-def _stream(device: torch.device) -> torch.cuda.Stream:
+def _stream(device: torch.device, thread: int) -> torch.cuda.Stream:
+    """One a thread: what another thread captures must not get this one's work into its graph."""
     return torch.cuda.Stream(device)
 
 

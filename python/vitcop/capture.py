@@ -43,9 +43,9 @@ class CudaGraphs:
         return device.type == "cuda"
 
     def warm_up(self, work: Callable[[], Any]) -> None:
-        if self._stream is None:
-            self._stream = torch.cuda.Stream()
         here = torch.cuda.current_stream()
+        if self._stream is None or self._stream.device != here.device:  # the model may have moved since
+            self._stream = torch.cuda.Stream(here.device)
         self._stream.wait_stream(here)
         try:
             with torch.cuda.stream(self._stream):
@@ -87,8 +87,8 @@ class CudaGraphs:
         graph.replay()
 
     def release(self, graphs: Sequence[Any]) -> None:
-        if graphs:
-            torch.cuda.synchronize()
+        if graphs and self._stream is not None:
+            torch.cuda.synchronize(self._stream.device)
         for graph in graphs:
             graph.reset()
         self._alive -= len(graphs)

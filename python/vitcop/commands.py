@@ -80,7 +80,7 @@ def run_command(
     model: Annotated[
         str | None,
         typer.Option(
-            help="A llava-hf checkpoint: folder or hub id. Without it: the embedded LLaVA, with random weights."
+            help="A Hugging Face checkpoint: folder or hub id. Without it: the embedded LLaVA, with random weights."
         ),
     ] = None,
     image: Annotated[str | None, typer.Option(help="A photograph. Without it: the one that comes with vitcop.")] = None,
@@ -123,7 +123,7 @@ def run_command(
 
 @app.command("eval")
 def eval_command(
-    model: Annotated[str, typer.Option(help="A llava-hf checkpoint: folder or hub id.")],
+    model: Annotated[str, typer.Option(help="A Hugging Face checkpoint: folder or hub id.")],
     tasks: Annotated[str, typer.Option(help="Tasks of lmms-eval, separated by commas.")],
     method: Annotated[list[str], typer.Option(help="Repeat it to compare several.")] = ["vitcop"],  # noqa: B006
     retain: Annotated[list[int] | None, typer.Option(help="Visual tokens kept; repeat for several budgets.")] = None,
@@ -155,12 +155,14 @@ def eval_command(
             model, names, settings, batch_size=batch_size, limit=limit, device=device,
             dtype=None if dtype is None else dtype.value, include=include, chat=chat,
             tell=lambda what: console.print(what, highlight=False, markup=False),
+            keep=lambda rows: study.save(
+                out, rows, {"model": model, "tasks": names, "limit": limit, "vitcop": __version__}
+            ),
         )  # fmt: skip
-    except UserError as error:
+    except (UserError, NotImplementedError, ValueError) as error:
         _fail(str(error))
     if not rows:
         return
-    study.save(out, rows, {"model": model, "tasks": names, "limit": limit, "vitcop": __version__})
     console.print(study.table(rows))
     console.print(f"results: {out}", highlight=False, markup=False, soft_wrap=True)
 

@@ -148,5 +148,6 @@ def put(hidden: Tensor, visible: Visible, content: Tensor) -> Tensor:
     """`hidden [B, n, C]` with these visual tokens `[G, V, C]`."""
     rows = visible.group.rows
     if rows is None:
-        rows = torch.arange(hidden.shape[0], device=hidden.device)
-    return hidden.index_put((rows[:, None], visible.slots), content.to(hidden))
+        rows = torch.arange(hidden.shape[0], device=visible.slots.device)
+    place = rows[:, None].to(hidden.device), visible.slots.to(hidden.device)
+    return hidden.index_put(place, content.to(hidden))

@@ -31,7 +31,7 @@ def key_norms(layer: nn.Module, hidden: Tensor, heads: str) -> Tensor:
                 hidden, weight, projection.bias, rms_weight=rms_weight, rms_eps=norm.variance_epsilon,
                 num_heads=num_heads, heads=heads,
             )  # fmt: skip
-    keys = _project(attention, norm(hidden), "k")
+    keys = _project(attention, norm(hidden), "k").to(hidden.device)
     group = parallel.group_of(attention, keys.shape[1])
     if group is not None:
         return parallel.key_norms(keys, heads, attention.config.num_key_value_heads, group)
@@ -99,9 +99,9 @@ def _received(
 ) -> Tensor:
     """[B, n] attention that `rows` of the sequence, [B, n, C] -> [B, M, C], pay under `mask [B, M, p + n]`."""
     attention, norm = _parts(layer)
-    normed = norm(hidden)
-    keys = _project(attention, normed, "k")  # [B, Hkv, n, d]
-    query = _project(attention, rows(normed), "q")
+    normed = norm(hidden).to(hidden.device)  # a layer on another device leaves its results there
+    keys = _project(attention, normed, "k").to(hidden.device)  # [B, Hkv, n, d]
+    query = _project(attention, rows(normed), "q").to(hidden.device)
     cos, sin = (t.expand(hidden.shape[0], -1, -1) for t in embeddings)
     rotate = _rotation(attention)
     keys = rotate(keys, keys, cos, sin)[1]

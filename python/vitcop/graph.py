@@ -170,11 +170,13 @@ class PrefillGraphs:
             report.notes[:] = [note for note in report.notes if not note.startswith("cuda_graph")]
             try:
                 output, slots = self._replay(run, args, kwargs, report)
+                report.notes.append(f"cuda_graph: replayed for up to {slots} tokens")
+                return output
             except NotCaptured as reason:
-                report.notes.append(f"cuda_graph: this prefill ran eagerly ({reason})")
-                return self._forward(*args, **kwargs)
-            report.notes.append(f"cuda_graph: replayed for up to {slots} tokens")
-            return output
+                why = str(reason)
+            # Outside: while it is handled, the error keeps what a failed capture has allocated.
+            report.notes.append(f"cuda_graph: this prefill ran eagerly ({why})")
+            return self._forward(*args, **kwargs)
 
         self._installed = self.decoder.forward = forward
 

@@ -33,7 +33,7 @@ def load_embedded(device: torch.device, dtype: str | None, seed: int | None) -> 
 
 
 def load_checkpoint(name: str, device: torch.device, dtype: str | None) -> Loaded:
-    """A llava-hf checkpoint: a folder, or an id of the hub. Only safetensors are read, and none of its code is run.
+    """A Hugging Face checkpoint: a folder, or an id of the hub. Only safetensors are read, and none of its code is run.
 
     Raises UserError with one sentence when that cannot be done.
     """

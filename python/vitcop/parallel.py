@@ -58,3 +58,10 @@ def first_ranks(plan: Plan, group: Any) -> Plan:
     flat = packed.split([part.numel() for part in parts.values()])
     same = {n: f.view(p.shape).to(p.dtype) for (n, p), f in zip(parts.items(), flat, strict=True)}
     return dataclasses.replace(plan, **same)
+
+
+def first_ranks_tensor(tensor: Tensor, group: Any) -> Tensor:
+    """The same of what a plan puts into its slots. Gradients stay this rank's."""
+    same = tensor.detach().contiguous().clone()
+    dist.broadcast(same, dist.get_global_rank(group, 0), group=group)
+    return tensor + (same - tensor).detach() if tensor.requires_grad else same

@@ -140,7 +140,7 @@ class Run:
         watch = self._stopwatch()
         watch.start()
         with torch.no_grad():
-            sources = self._sources(stage.layer, layer, hidden.detach())
+            sources = self._sources(stage.layer, layer, hidden.detach().to(self.device))
             plans: dict[int, Plan] = {}
             for visible in self.visible:
                 total, count = visible.group.total, visible.slots.shape[1]
@@ -157,6 +157,7 @@ class Run:
         found = stage_report(stage, self.visible, plans, origins, self.batch, watch, beside, report)
         report.stages.append(found)
         if compaction is not None:
+            group = parallel.group_of(self.adapter.decoder.layers[0].self_attn)
             sources.hidden, before = hidden, self.visible.copy()  # from here on gradients flow
             if self.injection is not None:
                 self.injection.compact(compaction, plans.values(), stage.layer, hidden)
@@ -166,7 +167,8 @@ class Run:
             for old, new in zip(before, self.visible, strict=True):
                 plan = plans.get(old.group.total)
                 if plan is not None and plan.selection() is not plan:
-                    hidden = put(hidden, new, content(plan, StageContext(old, new.slots.shape[1], sources)))
+                    made = content(plan, StageContext(old, new.slots.shape[1], sources))
+                    hidden = put(hidden, new, made if group is None else parallel.first_ranks_tensor(made, group))
         self._start_ahead(number + 1)
         return hidden
 
@@ -298,7 +300,7 @@ class Run:
     def _input_before(self, index: int) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         assert self._previous is not None
         hidden, embeddings = self._previous
-        return hidden.detach(), embeddings
+        return hidden.detach().to(self.device), embeddings
 
     def _compact(self, plans: dict[int, Plan], width: int) -> Compaction:
         dropped = [0] * self.batch

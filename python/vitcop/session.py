@@ -98,7 +98,6 @@ class Handle:
             notes=list(self.program.notes), decoder=self.adapter.shape, positions=self.program.positions
         )
         self._tokens: list[VisualTokens] = []  # of the forward in progress
-        self._arguments: dict[str, Any] = {}
         self._prompt: Prompt | None = None
         self._run: Run | None = None
         self._stages_to = self.report
@@ -151,7 +150,6 @@ class Handle:
     def _forget(self) -> None:
         self._end_run()
         self._prompt = None
-        self._arguments = {}
         self._tokens.clear()
 
     # -- the model that merges images and text -----------------------------------------------------------------------
@@ -180,7 +178,6 @@ class Handle:
             for total in sorted(set(prompt.counts) - {0}):
                 self.program.counts(total)  # an infeasible budget
             self._prompt = prompt
-        self._arguments = arguments
         self._tokens.extend(encoded)
 
     def _after_model(self, *_: Any) -> None:
@@ -194,7 +191,7 @@ class Handle:
         self._end_run()
         cache, embeds = kwargs.get("past_key_values"), kwargs.get("inputs_embeds")
         state = caches.state_of(cache)
-        if embeds is None or (state is None and not self._tokens):
+        if embeds is None or (state is None and (not self._tokens or self._prompt is None)):
             return None
         if module.training and getattr(module, "gradient_checkpointing", False) and _hooks_run_again():
             raise NotImplementedError(

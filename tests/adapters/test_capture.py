@@ -19,10 +19,14 @@ class Cuda:
         self.pools = 0
         for name in ("Stream", "current_stream", "set_stream", "stream", "graph", "CUDAGraph", "graph_pool_handle"):
             patch.setattr(torch.cuda, name, getattr(self, name))
-        patch.setattr(torch.cuda, "synchronize", lambda: self.log.append("synchronize"))
+        patch.setattr(torch.cuda, "synchronize", lambda device: self.log.append(f"synchronize {device}"))
 
-    def Stream(self) -> "Stream":
-        return Stream("side", self.log)
+    def Stream(self, device: int) -> "Stream":
+        return Stream("side" if device == 0 else f"side of {device}", self.log, device)
+
+    def move(self, device: int) -> None:
+        """Another device is the current one from here on."""
+        self.here = Stream("caller", self.log, device)
 
     def current_stream(self) -> "Stream":
         return self.here
@@ -61,8 +65,8 @@ class Cuda:
 
 
 class Stream:
-    def __init__(self, name: str, log: list[str]) -> None:
-        self.name, self.log = name, log
+    def __init__(self, name: str, log: list[str], device: int = 0) -> None:
+        self.name, self.log, self.device = name, log, device
 
     def wait_stream(self, other: "Stream") -> None:
         self.log.append(f"{self.name} waits for {other.name}")
@@ -77,6 +81,20 @@ class Stream:
 @pytest.fixture
 def cuda(monkeypatch: pytest.MonkeyPatch) -> Cuda:
     return Cuda(monkeypatch)
+
+
+def test_a_model_that_has_moved_is_captured_on_its_new_device(cuda: Cuda) -> None:
+    graphs = CudaGraphs()
+    graphs.warm_up(lambda: None)
+    graph, _ = graphs.capture(lambda: None)
+    cuda.move(1)
+    graphs.release([graph])
+    cuda.log.clear()
+    graphs.warm_up(lambda: cuda.log.append(f"work on {cuda.here.name}"))
+    graph, _ = graphs.capture(lambda: None)
+    graphs.release([graph])
+    assert "work on side of 1" in cuda.log and "capture on side of 1 into pool 2, thread_local" in cuda.log
+    assert "synchronize 1" in cuda.log
 
 
 def test_warm_up_runs_on_the_stream_of_the_capture(cuda: Cuda) -> None:
@@ -98,7 +116,7 @@ def test_graphs_share_a_pool_until_none_is_left(cuda: Cuda) -> None:
     assert cuda.pools == 1
     cuda.log.clear()
     graphs.release([second, third])
-    assert cuda.log == ["synchronize", "reset", "reset"]  # nothing is freed that is in use
+    assert cuda.log == ["synchronize 0", "reset", "reset"]  # nothing is freed that is in use
     graphs.capture(lambda: None)
     assert cuda.pools == 2
 

@@ -71,7 +71,15 @@ def test_shares_are_of_the_unpruned_scores() -> None:
 
 
 def test_the_first_metric_that_is_a_number_is_the_score() -> None:
-    assert score({"alias": "gqa", "exact_match,none": 0.25, "exact_match_stderr,none": "N/A", "f1,none": 0.5}) == 0.25
+    assert (
+        score("gqa", {"alias": "gqa", "exact_match,none": 0.25, "exact_match_stderr,none": "N/A", "f1,none": 0.5})
+        == 0.25
+    )
+
+
+def test_a_task_without_a_number_is_named() -> None:
+    with pytest.raises(UserError, match="--tasks: essay has no score that is a number, only alias"):
+        score("essay", {"alias": "essay"})
 
 
 def test_table_and_file_say_the_same(tmp_path: Path) -> None:

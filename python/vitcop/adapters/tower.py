@@ -70,8 +70,10 @@ class TowerAdapter(Adapter):
     def __init__(self, owner: Any) -> None:
         super().__init__(owner)
         tower = self.owner.vision_tower
-        embeddings = getattr(tower, "vision_model", tower).embeddings
-        self.has_cls = getattr(embeddings, "class_embedding", None) is not None
+        inner = getattr(tower, "vision_model", tower)
+        if not (hasattr(inner, "embeddings") and hasattr(inner, "encoder")):
+            raise NotImplementedError(f"vision_tower: expected CLIP or SigLIP, got {type(tower).__name__}")
+        self.has_cls = getattr(inner.embeddings, "class_embedding", None) is not None
         strategy = self.config.vision_feature_select_strategy
         if strategy != ("default" if self.has_cls else "full"):
             expected = "'default' (patches without [CLS])" if self.has_cls else "'full' (the tower has no [CLS])"
@@ -97,7 +99,8 @@ class TowerAdapter(Adapter):
         seen: dict[str, Tensor] = {}
 
         def keep_query(module: nn.Module, args: Any, output: Tensor) -> None:
-            seen["query"] = (output[:, :1] if self.has_cls else output).detach()
+            # A row of its own: a view would keep the queries of all patches.
+            seen["query"] = output[:, :1].detach().clone() if self.has_cls else output.detach()
 
         def keep_keys(module: nn.Module, args: Any, output: Tensor) -> None:
             seen["keys"] = output.detach()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 import vitcop
+from vitcop.adapters import adapter_for
 from vitcop.methods.base import Method
 
 # What Vicuna was trained on; checkpoints without a chat template of their own are asked with it.
@@ -114,13 +115,19 @@ class Answerer:
         mask = torch.cat([inputs["attention_mask"], there], dim=1)
         places = (mask.cumsum(1) - 1).clamp(min=0)  # as generate() numbers a batch padded on the left
         length = inputs["input_ids"].shape[1]
+        # Qwen's have three axes, of its own making.
+        counted = adapter_for(self.model).text_positions(places) is not None
+
+        def at(columns: slice) -> dict[str, Tensor]:
+            return {"position_ids": places[:, columns]} if counted else {}
+
         with self._pruned():
-            first = self.model(**inputs, position_ids=places[:, :length], use_cache=True)
+            first = self.model(**inputs, **at(slice(length)), use_cache=True)
             logits = first.logits[:, -1:]
             if width > 1:
                 rest = self.model(
                     input_ids=wanted[:, :-1], attention_mask=mask[:, :-1], past_key_values=first.past_key_values,
-                    position_ids=places[:, length:-1],
+                    **at(slice(length, -1)),
                 )  # fmt: skip
                 logits = torch.cat([logits, rest.logits], dim=1)
         losses = torch.nn.functional.cross_entropy(logits.float().transpose(1, 2), wanted, reduction="none")

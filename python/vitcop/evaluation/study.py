@@ -60,8 +60,9 @@ def settings_for(
 def evaluate(
     model: str, tasks: Sequence[str], settings: Sequence[Setting], *, batch_size: int, limit: int | None,
     device: str | None, dtype: str | None, include: Path | None, chat: bool, tell: Callable[[str], None],
+    keep: Callable[[Sequence[Row]], None],
 ) -> list[Row]:  # fmt: skip
-    """Run every setting on one copy of the model. Needs lmms-eval."""
+    """Run every setting on one copy of the model, and hand over the rows so far after each. Needs lmms-eval."""
     from lmms_eval.evaluator import simple_evaluate
     from lmms_eval.tasks import TaskManager
 
@@ -70,6 +71,8 @@ def evaluate(
     kind = VitcopLlavaHfChat if chat else VitcopLlavaHf
     tell(f"loading {model}")
     asked = kind(pretrained=model, method=NONE, batch_size=batch_size, device=device, dtype=dtype)
+    for setting in settings:
+        _check_budget(asked, setting)
     manager = TaskManager("ERROR", include_path=None if include is None else str(include))
     rows = []
     for setting in settings:
@@ -84,13 +87,31 @@ def evaluate(
         if found is None:  # not the main process of several
             continue
         kept, seen = (statistics.fmean(x) if x else None for x in (asked.answerer.kept, asked.answerer.seen))
-        rows.append(Row(setting, {task: score(found["results"][task]) for task in tasks}, kept, seen))
+        rows.append(Row(setting, {task: score(task, found["results"][task]) for task in tasks}, kept, seen))
+        keep(rows)
     return rows
 
 
-def score(metrics: dict[str, Any]) -> float:
+def _check_budget(asked: Any, setting: Setting) -> None:
+    """Say before the first question what a method cannot do on this model."""
+    from vitcop.adapters import adapter_for
+
+    method, adapter = make_method(setting.method, **setting.budget), adapter_for(asked.model)
+    if method is None:
+        return
+    try:
+        adapter.fit(method.program(adapter.shape.num_layers))
+    except (ValueError, NotImplementedError) as error:
+        raise UserError(f"--method {setting.name} {setting.group}: {error}") from None
+
+
+def score(task: str, metrics: dict[str, Any]) -> float:
     """A task's first metric; lmms-eval names them "metric,filter" and gives each an error beside it."""
-    return next(float(v) for k, v in metrics.items() if "," in k and "_stderr" not in k and isinstance(v, int | float))
+    numbers = (v for k, v in metrics.items() if "," in k and "_stderr" not in k and isinstance(v, int | float))
+    first = next(numbers, None)
+    if first is None:
+        raise UserError(f"--tasks: {task} has no score that is a number, only {', '.join(metrics) or 'nothing'}")
+    return float(first)
 
 
 def retained(row: Row, baseline: Row) -> dict[str, float | None]:

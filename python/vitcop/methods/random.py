@@ -33,10 +33,10 @@ class Random(SameSchedule):
             raise ValueError(f"seed: expected a number in [0, 2^32), got {self.seed!r}")
 
     def choose(self, number: int, ctx: Context) -> Tensor:
-        tokens = torch.arange(ctx.count, device=ctx.hidden.device)
+        tokens = torch.arange(ctx.count, device=ctx.segment.device)
         drawn = mix(tokens ^ mix(self.seed ^ (number * 0x9E3779B9 & LOW)))
         scores = (drawn >> 8).float()  # 24 bits: exact
-        return ops.select_tokens(scores.expand(ctx.hidden.shape[0], -1), ctx.budget, largest=True)
+        return ops.select_tokens(scores.expand(ctx.segment.shape[0], -1), ctx.budget, largest=True)
 
 
 def mix(x: Any) -> Any:

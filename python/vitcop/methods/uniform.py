@@ -15,6 +15,6 @@ class Uniform(SameSchedule):
     a constant stride over the raster."""
 
     def choose(self, number: int, ctx: Context) -> Tensor:
-        outputs = torch.arange(ctx.budget, device=ctx.hidden.device)
+        outputs = torch.arange(ctx.budget, device=ctx.segment.device)
         chosen = ((2 * outputs + 1) * ctx.count).div(2 * ctx.budget, rounding_mode="floor")
-        return chosen.expand(ctx.hidden.shape[0], -1).contiguous()
+        return chosen.expand(ctx.segment.shape[0], -1).contiguous()
