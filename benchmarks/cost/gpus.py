@@ -70,6 +70,17 @@ GPUS = {
 }  # fmt: skip
 
 
+# What the drivers call the very boards of the datasheets above.
+NAMES = {
+    "A100": ("NVIDIA A100-SXM4-80GB", "A100-SXM4-80GB"),
+    "H100": ("NVIDIA H100 80GB HBM3",),
+    "H200": ("NVIDIA H200",),
+    "B200": ("NVIDIA B200",),
+    "MI300X": ("AMD Instinct MI300X", "AMD Instinct MI300X OAM"),
+    "RTX 4090": ("NVIDIA GeForce RTX 4090",),
+}
+
+
 def gpu_named(name: str) -> Gpu | None:
-    """The entry that a device's own name (such as "NVIDIA H200") means, or None."""
-    return next((gpu for key, gpu in GPUS.items() if key.lower() in name.lower()), None)
+    """The entry that a device's own name means, or None: relatives (GH200, H100 PCIe, a slice) have other figures."""
+    return next((GPUS[key] for key, names in NAMES.items() if name in names), None)

@@ -203,9 +203,12 @@ def segment_mean_backward(case: Case, chip: Chip) -> Work:
     total = batch * (n + s) * c * size + index
     flops = {"fp32": 1.0 * batch * n * c}
     steps = (
-        Step("locate", index, programs=batch * cdiv(n, 128), serial=s.bit_length()),
+        Step(  # every program reads all of perm
+            "locate", index, programs=batch * cdiv(n, 32), serial=s.bit_length() + cdiv(n, 128),
+            l2_bytes=batch * n * LONG * cdiv(n, 32),
+        ),
         Step("gradient", total, flops, batch * n * cdiv(c, 1024)),
-    )
+    )  # fmt: skip
     return Work(total, flops, steps)
 
 

@@ -18,7 +18,7 @@ from .timing import quantiles
 Record = dict[str, Any]
 USED = {
     "attention_saliency", "select_tokens", "vic_cluster", "vic_cluster_varlen", "key_proj_norms", "plan_tokens",
-    "segment_mean",
+    "segment_mean", "expand_plan", "compact_sequence",
 }  # fmt: skip
 
 
@@ -221,8 +221,6 @@ class Bench:
 
     def _unpruned_graph(self) -> Record:
         """transformers' own forward, captured as it is where it can be."""
-        inputs = dict(self.inputs)
-        inputs.pop("attention_mask")  # all ones; reading it would wait
         embeds: list[Tensor] = []
         decoder = self.model.model.language_model
         hook = decoder.register_forward_pre_hook(
@@ -231,11 +229,26 @@ class Bench:
         self.prefill()
         hook.remove()
         given, places = embeds[0], torch.arange(embeds[0].shape[1], device=self.device.device)[None]
-        replay, _ = self.device.capture(
-            lambda: decoder(inputs_embeds=given, position_ids=places, use_cache=False).last_hidden_state
-        )
-        note = "the decoder's layers alone, which write no cache"
-        return {"decoder": _quantiles([self.device.time(replay) for _ in range(self.rounds)]), "note": note}
+
+        def unmasked(_: Any, __: Any, kwargs: dict[str, Any]) -> None:
+            if kwargs.get("attention_mask") is not None:
+                raise AssertionError("the unpruned layers were given a mask, which makes their attention slower")
+
+        def forward() -> Tensor:
+            # No mask (it is all ones, and reading it would wait); without a cache transformers would look for packed
+            # sequences, which it cannot in a capture, and make a mask of [n, n].
+            return decoder(inputs_embeds=given, position_ids=places, use_cache=True).last_hidden_state
+
+        hooks = [layer.register_forward_pre_hook(unmasked, with_kwargs=True) for layer in decoder.layers]
+        try:
+            replay, _ = self.device.capture(forward)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return {
+            "decoder": _quantiles([self.device.time(replay) for _ in range(self.rounds)]),
+            "note": "the decoder's layers alone",
+        }
 
     def _others(self, retention: float) -> None:
         for name, method in methods(retention).items():
@@ -254,6 +267,9 @@ class Bench:
         # FastV keeps all tokens in its first layers; not every method can do with what every adapter offers.
         if error is not None and error["why"].startswith(("ValueError: infeasible budget", "NotImplementedError")):
             error = {"status": "not available", "why": error["why"]}
+        elif error is not None and error["why"].startswith("OutOfMemoryError"):
+            error = {"status": "not measured", "why": f"memory: {error['why']}"}
+            self.budget.skip(what, "memory")
         self._record(way, retention, {"status": "measured"} | found if error is None else error)
 
     def _record(self, way: str, retention: float | None, found: Record) -> None:

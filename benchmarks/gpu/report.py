@@ -26,7 +26,7 @@ from .endtoend import measure_models
 from .models import Spec, real_models, tiny_models
 from .ops import measure_ops
 from .sanitizer import Sanitizer
-from .smoke import command, compiling, run_smoke
+from .smoke import command, compiling, run_smoke, stop_all
 from .timing import METHOD, ceilings
 
 SCHEMA = 1
@@ -52,7 +52,7 @@ class Plan:
 
 def plan_for(dry_run: bool, quick: bool = False) -> Plan:
     if dry_run:
-        return Plan(tiny_cases(), tiny_models(), limit=200, repeats=3, seconds=0.004, rounds=2, steps=2)
+        return Plan(tiny_cases(), tiny_models(), limit=1800, repeats=3, seconds=0.004, rounds=2, steps=2)
     plan = Plan(real_cases(), real_models())
     if quick:
         plan.limit, plan.repeats, plan.seconds, plan.rounds, plan.steps = 150.0, 100, 0.1, 3, 4
@@ -90,9 +90,11 @@ class Report:
 
     @property
     def failed(self) -> bool:
-        """Whether a check failed, or the report itself did."""
-        checks = [*self.result["smoke"], *self.result["sanitizer"], *self.result["checks"]]
-        return bool(self.result["errors"] or self.result["aborted"]) or any(c["status"] == "failed" for c in checks)
+        """Whether a check, an op's timing or a run of a model failed, or the report itself did."""
+        found = self.result
+        records = [*found["smoke"], *found["sanitizer"], *found["checks"], *found["ops"], *found["models"]]
+        records += [run for model in found["models"] for run in model["runs"]]
+        return bool(found["errors"] or found["aborted"]) or any(r.get("status") == "failed" for r in records)
 
     def run(self) -> Path:
         dog = watchdog(self.budget, self._abort)
@@ -118,6 +120,7 @@ class Report:
             self.result["complete"] = set(self.plan.parts) == set(PARTS) and not self.result["errors"]
         finally:
             dog.cancel()
+            stop_all()
             self._write()
 
     @contextlib.contextmanager
@@ -192,6 +195,7 @@ class Report:
 
     def _abort(self, why: str) -> None:
         self.result["aborted"] = why
+        stop_all()
         for _ in range(5):
             try:
                 path = self._write()

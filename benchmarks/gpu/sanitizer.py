@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from .smoke import ROOT, command, environment
+from .smoke import command, environment, start, stop
 
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
 PLACES = ("/usr/local/cuda/bin/compute-sanitizer", "/usr/local/cuda/extras/compute-sanitizer/compute-sanitizer")
@@ -39,7 +39,7 @@ class Sanitizer:
             with path.open("w") as log:
                 line = [str(tool), "--tool", name, "--error-exitcode", "9", "--print-limit", "20",
                         *command("--no-values", dry_run=dry_run, one_launch=one_launch)]  # fmt: skip
-                process = subprocess.Popen(line, cwd=ROOT, env=env, stdout=log, stderr=subprocess.STDOUT)
+                process = start(line, env=env, stdout=log, stderr=subprocess.STDOUT)
             self._running[name] = process, path
 
     def finish(self, seconds: float) -> list[dict[str, Any]]:
@@ -52,9 +52,8 @@ class Sanitizer:
             try:
                 code: int | None = process.wait(max(0.1, end - time.monotonic()))
             except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
                 code = None
+            stop(process)
             text = path.read_text(errors="replace")
             path.unlink()
             records.append(read(name, code, text))

@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import os
 import queue
+import signal
 import subprocess
 import sys
 import threading
@@ -103,6 +104,30 @@ def environment() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": path.rstrip(os.pathsep)}
 
 
+_RUNNING: set[subprocess.Popen[Any]] = set()
+
+
+def start(line: list[str], **options: Any) -> subprocess.Popen[Any]:
+    """A process in a session of its own: what it starts (a sanitizer's target, compilers) goes with it."""
+    options = {"cwd": ROOT, "env": environment()} | options
+    process = subprocess.Popen(line, start_new_session=True, **options)
+    _RUNNING.add(process)
+    return process
+
+
+def stop(process: subprocess.Popen[Any]) -> None:
+    """Kill what is left of it and of all that it started."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):  # all gone, or only zombies left (macOS)
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    _RUNNING.discard(process)
+
+
+def stop_all() -> None:
+    for process in tuple(_RUNNING):
+        stop(process)
+
+
 @contextlib.contextmanager
 def compiling(line: list[str], processes: int, until: Callable[[], float]) -> Iterator[None]:
     """Meanwhile, the kernels of the real cases are compiled into Triton's cache by processes of their own.
@@ -113,19 +138,19 @@ def compiling(line: list[str], processes: int, until: Callable[[], float]) -> It
     try:
         for k in range(processes):
             running.append(
-                subprocess.Popen(
-                    [*line, "--no-values", "--real", "--slice", f"{k}/{processes}"], cwd=ROOT, env=environment(),
-                    stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                start(
+                    [*line, "--no-values", "--real", "--slice", f"{k}/{processes}"],
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
                 )
-            )  # fmt: skip
+            )
         yield
         for process in running:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(max(0.0, until()))
     finally:
         for process in running:
-            process.kill()
-            process.wait()
+            stop(process)
 
 
 def run_smoke(line: list[str], seconds: float, stall: float = 60.0, attempts: int = 4) -> list[dict[str, str]]:
@@ -161,9 +186,7 @@ def run_smoke(line: list[str], seconds: float, stall: float = 60.0, attempts: in
 
 def _listen(line: list[str], end: float, stall: float) -> tuple[list[str], str]:
     """(what a process printed, how it died or "")."""
-    process = subprocess.Popen(
-        line, cwd=ROOT, env=environment(), text=True, errors="replace", stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
+    process = start(line, text=True, errors="replace", stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     heard: queue.Queue[str | None] = queue.Queue()
 
     def read() -> None:
@@ -191,8 +214,7 @@ def _listen(line: list[str], end: float, stall: float) -> tuple[list[str], str]:
         code = process.wait()
         return lines, "" if code == 0 else f"process ended with {code}: " + " ".join(lines[-12:])[-1500:]
     finally:
-        process.kill()
-        process.wait()
+        stop(process)
 
 
 if __name__ == "__main__":

@@ -89,22 +89,24 @@ def _verify_packed(args: tuple[Any, ...], got: Any, want: Any) -> None:
 
 def certify(features: Tensor, positions: Tensor, d_c: float, tau: float, num_centers: int, got: Any, want: Any) -> None:
     """One sample: equal to the truth, or different only where two distances or densities are as good as equal."""
-    if all(torch.equal(a, b) for a, b in zip(got[:3], want[:3], strict=True)):
-        torch.testing.assert_close(got[4].double(), want[4], rtol=RELATIVE, atol=1e-30)
-        return
     labels, centers, parent, rho, delta = got
     n = features.shape[0]
     x, real = features.double()[None], torch.ones(1, n, dtype=torch.bool, device=features.device)
     d2 = vic._squared_distances(x, real, "l2", 1.0, False)[0]
     level = vic._log_density(d2[None], real, d_c, "gaussian", 5, False)[0]
     slack = RELATIVE * d2.masked_fill(d2 == 0, torch.inf).amin(1) / d_c**2 + LOG_ERROR  # of L: its nearest terms rule
-    low, high = level - slack, level + slack
-    near = vic._near(positions, tau).expand(n, n)
 
     def require(ok: Tensor, what: str) -> None:
         if not bool(ok.all()):
             raise AssertionError(f"vic_cluster: {what} ({int((~ok).sum())} of {ok.numel()} tokens)")
 
+    away = (rho.double().log() - level).abs() <= slack + 1e-6
+    require(away | (level < -80), "rho is not the density")  # below, float32 underflows
+    if all(torch.equal(a, b) for a, b in zip(got[:3], want[:3], strict=True)):
+        torch.testing.assert_close(got[4].double(), want[4], rtol=RELATIVE, atol=1e-30)
+        return
+    low, high = level - slack, level + slack
+    near = vic._near(positions, tau).expand(n, n)
     index = torch.arange(n, device=features.device)
     require(((parent == -1).sum() == 1)[None], "not one token without a parent")
     child = parent >= 0
@@ -119,8 +121,6 @@ def certify(features: Tensor, positions: Tensor, d_c: float, tau: float, num_cen
     require(~(child & orphan) | (chosen <= anywhere), "a nearer denser token was passed over, beyond tau")
     exact = d2[index, father].sqrt()
     require(~child | orphan | ((delta.double() - exact).abs() <= RELATIVE * exact), "delta is not the distance")
-    away = (rho.double().log() - level).abs() <= slack + 1e-6
-    require(away | (level < -80), "rho is not the density")  # below, float32 underflows
 
     is_center = torch.zeros(n, dtype=torch.bool, device=features.device).scatter_(0, centers.clamp(min=0), True)
     require((is_center.sum() == num_centers)[None], f"not {num_centers} centres")

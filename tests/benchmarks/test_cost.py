@@ -2,6 +2,7 @@
 
 import importlib
 import itertools
+import math
 from typing import Any
 
 import pytest
@@ -45,10 +46,18 @@ def test_launches_are_those_of_the_launcher(case: Case, monkeypatch: pytest.Monk
 
     chain = build(case, torch.device("cpu"))
     launched: list[str] = []
-    monkeypatch.setattr(GridExecutor, "__call__", lambda self, *args, **kwargs: launched.append(self.fn.__name__))
+    programs: list[int] = []
+
+    def record(self: Any, *args: Any, **kwargs: Any) -> None:
+        launched.append(self.fn.__name__)
+        programs.append(math.prod(self.grid))
+
+    monkeypatch.setattr(GridExecutor, "__call__", record)
     clusterer = importlib.import_module("vitcop_kernels.ops.vic_cluster.kernel")
     fits = case.op.startswith("vic_cluster") and one_launch(case, CHIP)
     monkeypatch.setattr(clusterer, "fits", lambda *_: fits)
+    gemm = importlib.import_module("vitcop_kernels.ops.key_proj.gemm")
+    monkeypatch.setattr(gemm, "_device_facts", lambda *_: (232448, False))  # an H200's tiles
 
     def launcher(op: str, *args: Any, **kwargs: Any) -> Any:
         return getattr(importlib.import_module(f"vitcop_kernels.ops.{op}.kernel"), op)(*args, **kwargs)
@@ -58,6 +67,9 @@ def test_launches_are_those_of_the_launcher(case: Case, monkeypatch: pytest.Monk
     assert len(launched) >= 1
     work = work_of(case, CHIP)
     assert work.launches == len(launched) + len(torchs.found), (launched, torchs.found, [s.name for s in work.steps])
+    steps = [step.programs for step in work.steps if not step.barrier]
+    if len(programs) == len(steps):
+        assert steps == programs, (launched, [s.name for s in work.steps])
 
 
 @pytest.mark.parametrize("gpu", GPUS.values(), ids=GPUS)
@@ -126,7 +138,12 @@ def test_devices_are_known_by_what_they_call_themselves() -> None:
         ("NVIDIA GeForce RTX 4090", "RTX 4090"),
     ):
         assert gpu_named(name) is GPUS[key]
-    assert gpu_named("NVIDIA T4") is None
+    for name in (
+        "NVIDIA T4", "NVIDIA GH200 480GB", "NVIDIA GB200", "NVIDIA H200 NVL", "NVIDIA H200 MIG 1g.18gb",
+        "NVIDIA A100-PCIE-40GB", "NVIDIA A100-SXM4-40GB", "NVIDIA A100 80GB PCIe", "NVIDIA H100 PCIe",
+        "NVIDIA H100 NVL", "NVIDIA GeForce RTX 4090 D", "NVIDIA GeForce RTX 4090 Laptop GPU",
+    ):  # fmt: skip
+        assert gpu_named(name) is None, name
 
 
 def test_the_page_says_what_the_model_says() -> None:

@@ -11,14 +11,18 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import masking_utils
 
+import vitcop
 from benchmarks import readme
 from benchmarks.cost.cases import Case, tiny_cases
 from benchmarks.gpu import plots, report, sanitizer, tables, targets
 from benchmarks.gpu.budget import Budget, watchdog
 from benchmarks.gpu.chains import build, ours
 from benchmarks.gpu.device import DryRun
-from benchmarks.gpu.models import tiny_models
+from benchmarks.gpu.endtoend import USED, Bench
+from benchmarks.gpu.models import TEXT, build_model, methods, prompt, tiny_models
 from benchmarks.gpu.smoke import ROOT, environment
 from benchmarks.gpu.timing import METHOD
 from benchmarks.gpu.truth import certify, verify
@@ -29,14 +33,18 @@ STAGE2 = Case("stage2", {"B": 1, "N": 24, "C": 32, "H": 2, "K": 4, "S": 10})
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _threads() -> Iterator[None]:
+def _process() -> Iterator[None]:
+    """The watchdog may not end pytest (what it aborts is `failed`), nor a dry run leave it with one thread."""
     before = torch.get_num_threads()
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("benchmarks.gpu.budget.leave", lambda code: None)
+        yield
     torch.set_num_threads(before)
 
 
 def dry(folder: Path, **changes: Any) -> tuple[dict[str, Any], report.Report]:
     plan = report.plan_for(dry_run=True)
+    plan.limit = 3600  # a busy machine is no failure
     for name, value in changes.items():
         setattr(plan, name, value)
     path, done = report.run(plan, DryRun(), folder, quiet=True)
@@ -174,6 +182,57 @@ def test_a_model_that_needs_a_wrong_op_is_timed_only_unpruned(tmp_path: Path) ->
     assert any(run["way"] == "unpruned" and "total" in run for run in runs)
 
 
+def test_a_failed_run_of_a_model_fails_the_report(tmp_path: Path) -> None:
+    done = report.Report(DryRun(), report.plan_for(dry_run=True), tmp_path)
+    assert not done.failed
+    done.result["models"] = [{"model": "x", "status": "measured", "runs": [{"way": "vitcop", "status": "measured"}]}]
+    assert not done.failed
+    done.result["models"][0]["runs"].append({"way": "vitcop, graph", "status": "failed", "why": "other logits"})
+    assert done.failed
+
+
+def test_every_op_that_a_model_calls_is_checked_before_it() -> None:
+    called: set[str] = set()
+
+    class Calls(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func.namespace == "vitcop":
+                called.add(func.overloadpacket.__name__)
+            return func(*args, **(kwargs or {}))
+
+    for spec in tiny_models():
+        model, inputs = build_model(spec, torch.device("cpu")), prompt(spec, 1, torch.device("cpu"))
+        with torch.no_grad(), vitcop.prune(model, methods(spec.retentions[-1])["vitcop"]), Calls():
+            model(**inputs, use_cache=True, logits_to_keep=1)
+    assert {"vic_cluster", "expand_plan", "compact_sequence"} <= called <= USED
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_unpruned_graph_has_no_mask(masked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While capturing, transformers may not look at values, and makes a mask where it would have to."""
+    spec = tiny_models()[0]
+    device, model = DryRun(), build_model(spec, torch.device("cpu"))
+    bench = Bench(device, spec, model, 1, {}, Budget(60), 1, 1, [])
+    bench.inputs = prompt(spec, 1, device.device)
+    capture = device.capture
+
+    def capturing(way: Any) -> Any:
+        monkeypatch.setattr(masking_utils, "is_tracing", lambda *_: True, raising=False)
+        return capture(way)
+
+    monkeypatch.setattr(device, "capture", capturing)
+    with torch.no_grad():
+        if not masked:
+            assert bench._unpruned_graph()["decoder"]["p50"] > 0
+            return
+        decoder = model.model.language_model
+        n = spec.visual + TEXT
+        mask = torch.zeros(1, 1, n, n, dtype=torch.bfloat16)
+        decoder.layers[1].register_forward_pre_hook(lambda _, a, k: (a, k | {"attention_mask": mask}), with_kwargs=True)
+        with pytest.raises(AssertionError, match="given a mask"):
+            bench._unpruned_graph()
+
+
 def _drifting() -> Any:
     count = itertools.count()
     return lambda keys: ours("key_norms", keys) * (1 + 1e-7 * (next(count) // 2))
@@ -224,7 +283,10 @@ def test_clusterings_that_are_wrong_are_told_from_near_ties() -> None:
         out[4][0, child] *= 1.01
         out[2][0, child] = other
 
-    for change in (label, parent, centers, delta):
+    def rho(out: Any) -> None:
+        out[3][0, child] *= 1.01
+
+    for change in (label, parent, centers, delta, rho):
         out = [t.clone() for t in right]
         change(out)
         with pytest.raises(AssertionError):
@@ -261,7 +323,7 @@ def test_a_piece_that_overruns_is_stopped() -> None:
 
 def test_the_watchdog_writes_what_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
     left: list[Any] = []
-    monkeypatch.setattr("benchmarks.gpu.budget.os._exit", left.append)
+    monkeypatch.setattr("benchmarks.gpu.budget.leave", left.append)
     budget = Budget(0.0)
     budget.in_flight = "a kernel that hangs"
     watchdog(budget, left.append, grace=0.01).join()
@@ -304,7 +366,7 @@ def test_the_readme_says_that_nothing_was_measured_until_something_is() -> None:
 
 def test_the_readme_shows_targets_met_missed_and_not_measured(whole: dict[str, Any]) -> None:
     made_up = copy.deepcopy({name: value for name, value in whole.items() if name != "folder"})
-    made_up["dry_run"], made_up["device"]["kind"] = False, "gpu"
+    made_up["dry_run"], made_up["device"] = False, made_up["device"] | {"kind": "gpu", "name": "NVIDIA H200"}
     made_up["ops"][0]["ways"]["vitcop"]["graph warm"]["p50"] = 1e9
     made_up["ops"][2]["ways"]["vitcop"]["graph warm"]["p50"] = 1e-9
     made_up["ops"][3] |= {"status": "refused", "why": "wrong: x", "ways": {}, "target_us": 1.0}
@@ -314,3 +376,23 @@ def test_the_readme_shows_targets_met_missed_and_not_measured(whole: dict[str, A
     rows = {line.split()[1]: line for line in block.splitlines()[2:] if line.startswith("| ")}
     assert rows["vic_cluster"].endswith("| missed |") and rows["attention_saliency"].endswith("| met |")
     assert "not yet measured on a GPU" in rows["select_tokens"] and "refused" in rows["select_tokens"]
+    made_up["device"]["name"] = "NVIDIA GH200 480GB"
+    assert all(r["met"] is None and r["note"].startswith("target is for H200") for r in targets.rows(made_up))
+
+
+def test_a_graph_is_compared_with_a_graph() -> None:
+    def run(way: str, us: float, **more: Any) -> dict[str, Any]:
+        return {"way": way, "retention": 1 / 9, "batch": 1, "total": {"p50": us}} | more
+
+    op = {"op": "selection", "shape": "M=576 H=16", "target_us": None, "status": "measured",
+          "ways": {"vitcop": {"graph warm": {"p50": 40.0}, "eager warm": {"p50": 300.0}}}}  # fmt: skip
+    model = {
+        "model": "LLaVA-1.5-7B",
+        "runs": [run("vitcop", 30000.0, over_free=1.005), run("vitcop, graph", 10000.0)],
+    }
+    made_up = {"dry_run": False, "device": {"name": "NVIDIA H200"}, "ops": [op], "models": [model]}
+    free, share = targets.rows(made_up)
+    assert free["eager"] == 1.005 and free["measured"] is None and free["met"] is None and "eager" in free["note"]
+    assert share["measured"] == pytest.approx(0.4) and share["eager"] == pytest.approx(1.0) and share["met"] is True
+    del model["runs"][1]
+    assert targets.rows(made_up)[1]["measured"] is None
