@@ -67,9 +67,8 @@ def test_launches_are_those_of_the_launcher(case: Case, monkeypatch: pytest.Monk
     assert len(launched) >= 1
     work = work_of(case, CHIP)
     assert work.launches == len(launched) + len(torchs.found), (launched, torchs.found, [s.name for s in work.steps])
-    steps = [step.programs for step in work.steps if not step.barrier]
-    if len(programs) == len(steps):
-        assert steps == programs, (launched, [s.name for s in work.steps])
+    steps = [step.programs for step in work.steps if not step.barrier and step.name != "zero the counters"]  # torch's
+    assert steps == programs, (launched, [s.name for s in work.steps])
 
 
 @pytest.mark.parametrize("gpu", GPUS.values(), ids=GPUS)
