@@ -61,12 +61,14 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> No
     """Launch on the device of the first argument; an empty grid launches nothing."""
     if all(grid):
         with torch.cuda.device_of(args[0]):
-            kernel[grid](*args, **plain_options(), **options)
+            kernel[grid](*args, **plain_options(options.get("num_warps", 4)), **options)
 
 
-def plain_options() -> dict[str, Any]:
-    """Launch options pinned against defaults that change between Triton versions."""
-    return {"enable_fp_fusion": True}
+def plain_options(num_warps: int = 4) -> dict[str, Any]:
+    """Launch options pinned against defaults that change between Triton versions, and the registers of a thread: with
+    the limit named, ptxas takes what it needs; left alone it aims at more programs, and may spill."""
+    registers = {} if is_hip() else {"maxnreg": min(255, 65536 // (32 * num_warps))}
+    return {"enable_fp_fusion": True, **registers}
 
 
 __all__ = [

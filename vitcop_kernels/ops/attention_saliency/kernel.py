@@ -79,7 +79,7 @@ def statistics_kernel(
         stride_qh, stride_qm, stride_qd, stride_kn, stride_kd, stride_mm, stride_mn,
         HAS_MASK, ROWS, BLOCK_N, BLOCK_D, UPCAST,
     )  # fmt: skip
-    m_poison = m_allowed & ((b_score != b_score) | (b_score == float("inf")))
+    m_poison = (b_score != b_score) | (b_score == float("inf"))  # allowed: the others are -inf
     b_max = tl.max(tl.where(m_poison, float("-inf"), b_score), 1)
     # A tile of scores that are all -inf counts them, so that a row of nothing else is told from a row that is masked.
     b_base = tl.where(b_max == float("-inf"), 0.0, b_max)
@@ -199,7 +199,7 @@ def attention_saliency(query: Tensor, key: Tensor, mask: Tensor | None = None, *
     return saliency
 
 
-def _spec(name: str, heads: int, rows: int, head_dim: int, dtype: torch.dtype, mask: bool) -> list[AotSpec]:
+def _specs(name: str, heads: int, rows: int, head_dim: int, dtype: torch.dtype, mask: bool) -> list[AotSpec]:
     first, second = _config(heads, rows, head_dim, dtype)
     pointers = {
         "p_query": f"*{NAMES[dtype]}",
@@ -213,42 +213,53 @@ def _spec(name: str, heads: int, rows: int, head_dim: int, dtype: torch.dtype, m
     )
     units = {"stride_qd": 1, "stride_kd": 1, "stride_mn": 1, "HAS_MASK": mask, "UPCAST": False}
     aligned = (*pointers, *floats, "head_dim", *(s for s in strides if s[:8] != "stride_m"))
-    claims = {"cuda:80": "mma", "hip": "mfma"} if first["ROWS"] > 1 and dtype != torch.float32 else {}
+    claims = (
+        {} if first["ROWS"] == 1 else {"hip": "mfma"} if dtype == torch.float32 else {"cuda:80": "mma", "hip": "mfma"}
+    )
     common = {**pointers, **floats, **counts, "scale": "fp32", **strides}
-    return [
+    specs = [
         AotSpec(
-            f"{name}:statistics",
+            f"attention_saliency:statistics[{name}]",
             statistics_kernel,
             common,
             {**first, **units},
             num_stages=1,
             claims=claims,
             divisible=aligned,
-        ),
-        AotSpec(
-            f"{name}:saliency",
-            saliency_kernel,
-            {**common, "p_saliency": "*fp32", "num_heads": "i32"},
-            {**second, **units},
-            num_stages=1,
-            claims={} if second["STORE"] else claims,
-            divisible=aligned,
-        ),
+        )
     ]
+    if not (second["STORE"] and (mask or dtype != torch.float32)):  # stored scores are float32, and masked already
+        specs.append(
+            AotSpec(
+                f"attention_saliency:saliency[{name}]",
+                saliency_kernel,
+                {**common, "p_saliency": "*fp32", "num_heads": "i32"},
+                {**second, **units},
+                num_stages=1,
+                claims={} if second["STORE"] else claims,
+                divisible=aligned,
+            )
+        )
+    return specs
 
 
 def aot_specs() -> list[AotSpec]:
+    """Key heads, rows that see each, and head_dim of what the adapters call."""
     shapes = {
-        "cls": (16, 1, 64),
-        "last": (32, 1, 128),
-        "gqa": (8, 4, 128),
-        "raters": (32, 20, 128),
-        "many": (32, 64, 256),
+        "one row": (16, 1, 64),
+        "one row of 128": (32, 1, 128),
+        "grouped": (8, 4, 128),
+        "stored": (32, 20, 128),
+        "recomputed": (32, 64, 256),
     }
-    return [
-        spec
-        for dtype in (torch.bfloat16, torch.float16, torch.float32)
-        for case, shape in shapes.items()
-        for mask in (False, True)
-        for spec in _spec(f"attention_saliency[{case},{NAMES[dtype]}{',mask' if mask else ''}]", *shape, dtype, mask)
-    ]
+    found = []
+    for case, shape in shapes.items():
+        # fp32 without a mask everywhere: it also stands for what reads stored scores.
+        kinds = [(torch.float32, False), (torch.bfloat16, True)]
+        if case in ("one row", "recomputed"):
+            kinds += [(torch.bfloat16, False), (torch.float32, True)]
+        if case == "recomputed":
+            kinds += [(torch.float16, False)]
+        for dtype, mask in kinds:
+            found += _specs(f"{NAMES[dtype]},{case}{',mask' * mask}", *shape, dtype, mask)
+    return found

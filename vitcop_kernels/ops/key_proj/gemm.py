@@ -202,25 +202,38 @@ def _config(
 
 
 def projection_specs(op: str, *, want_keys: bool) -> list[AotSpec]:
-    """Every tile that dispatch can choose, by the shared memory of a program."""
-    seen: dict[str, AotSpec] = {}
-    devices = {"cuda:80": (166912, False), "cuda:90": (232448, False), "cuda:89": (101376, False), "hip": (65536, True)}
-    for backend, facts in devices.items():
+    """Every tile and pipeline that dispatch can choose, by the shared memory of a program."""
+    cuda = {"sm_80": 166912, "sm_86": 101376, "sm_89": 101376, "sm_90": 232448, "sm_100": 232448, "sm_120": 101376}
+    found: dict[str, AotSpec] = {}
+    for target, shared_memory in {**cuda, "hip": 65536}.items():
         for dtype in (torch.bfloat16, torch.float16, torch.float32):
             for num_tokens, columns in ((77, 4096), (288, 1024), (288, 4096), (864, 4096)):
-                for mean, bias in ((False, False), (False, True), (True, True)):
-                    config = _config(num_tokens, columns, 4096, dtype, want_keys, *facts)
+                config = _config(num_tokens, columns, 4096, dtype, want_keys, shared_memory, target == "hip")
+                if dtype == torch.float16 and (config["BLOCK_M"], config["BLOCK_N"]) != (128, 128):
+                    continue  # fp16 is compiled as bf16 is: one tile shows it
+                largest = num_tokens == 864 and dtype != torch.float16
+                for mean in (False, True)[: 1 + largest]:  # with a bias; they change the epilogue alone
                     tile = f"{config['BLOCK_M']}x{config['BLOCK_N']}x{config['BLOCK_K']}"
-                    options = f"{config['num_stages']} stages{',mean' if mean else ''}{',bias' if bias else ''}"
-                    key = f"{'hip' if facts[1] else 'cuda'},{NAMES[dtype]},{tile},{options}"
-                    name = f"{op}[{backend},{NAMES[dtype]},{tile},{options}]"
-                    spec = _projection_spec(name, backend, dtype, config, mean, bias, want_keys)
-                    seen.setdefault(key, spec)
-    return list(seen.values())
+                    details = [NAMES[dtype], tile, f"{config['num_stages']} stages"] + ["mean,bias"] * mean
+                    name = f"{op}:projection[{','.join(details + ['hip'] * (target == 'hip'))}]"
+                    backends = (*(found[name].backends if name in found else ()), target)
+                    backends = tuple(dict.fromkeys(backends))
+                    found[name] = _projection_spec(name, backends, dtype, config, mean, mean, want_keys)
+    for dtype in (torch.bfloat16, torch.float32):  # widths that are no multiple of a tile's
+        config = _config(864, 4096, 4088, dtype, want_keys, 101376, False)
+        name = f"{op}:projection[{NAMES[dtype]},odd width]"
+        found[name] = _projection_spec(name, ("cuda",), dtype, config, False, True, want_keys)
+    return list(found.values())
 
 
 def _projection_spec(
-    name: str, backend: str, dtype: torch.dtype, config: dict[str, Any], mean: bool, bias: bool, want_keys: bool
+    name: str,
+    backends: tuple[str, ...],
+    dtype: torch.dtype,
+    config: dict[str, Any],
+    mean: bool,
+    bias: bool,
+    want_keys: bool,
 ) -> AotSpec:
     element = f"*{NAMES[dtype]}"
     pointers = {"p_x": element, "p_weight": element, "p_bias": element}
@@ -230,9 +243,7 @@ def _projection_spec(
     units = {"stride_xc": 1, "stride_wc": 1, "stride_bias": 1}
     flags = {"HAS_BIAS": bias, "KEYS": want_keys, "WIDE": mean, "SQUARES": not mean, "UPCAST": False}
     launch_options = ("num_warps", "num_stages")
-    claims = {"hip": "mfma"} if backend == "hip" else {"cuda:80": "mma"}
-    if backend != "hip" and dtype.itemsize == 2:
-        claims["cuda:90"] = "wgmma"
+    claims = {"cuda:80": "mma", "cuda:90": "wgmma", "cuda:100": "tcgen05", "cuda:120": "mma", "hip": "mfma"}
     return AotSpec(
         name,
         projection_kernel,
@@ -240,28 +251,35 @@ def _projection_spec(
         {**units, **flags, **{k: v for k, v in config.items() if k not in launch_options}},
         **{k: config[k] for k in launch_options},
         claims=claims,
-        backends=(backend.split(":")[0],),
-        divisible=(*pointers, "width", "num_columns", "stride_xb", "stride_xn", "stride_wn"),
+        backends=backends,
+        divisible=(
+            *pointers,
+            *(("width",) if config["EVEN_K"] else ()),
+            "num_columns",
+            "stride_xb",
+            "stride_xn",
+            "stride_wn",
+        ),
     )
 
 
 def finish_specs() -> list[AotSpec]:
     specs = [
         AotSpec(
-            f"key_norms_finish[{tiles}]",
+            f"key_proj_norms:finish[{tiles} tiles]",
             finish_kernel,
             {**dict.fromkeys(("p_square", "p_scale", "p_norms"), "*fp32"), "num_rows": "i32", "num_tiles": "i32"},
             {"ROWS": NORM_ROWS, "BLOCK_T": tiles},
             num_warps=1,
         )
-        for tiles in (1, 16, 32, 64)
+        for tiles in (1, 64)
     ]
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
         element = f"*{NAMES[dtype]}"
         sizes = dict.fromkeys(("num_tokens", "width", "stride_xb", "stride_xn"), "i32")
         specs.append(
             AotSpec(
-                f"rms_norm[{NAMES[dtype]}]",
+                f"key_proj_norms:rms_norm[{NAMES[dtype]}]",
                 rms_norm_kernel,
                 {"p_x": element, "p_weight": element, "p_y": element, **sizes, "eps": "fp32"},
                 {"stride_xc": 1, "stride_w": 1, "BLOCK": 1024},

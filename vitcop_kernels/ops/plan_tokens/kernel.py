@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vitcop_kernels._aot import AotSpec
 from vitcop_kernels._radix import order_key
-from vitcop_kernels._triton import NAMES, cdiv, launch, next_power_of_2, widen
+from vitcop_kernels._triton import cdiv, launch, next_power_of_2, widen
 
 from .plan import plan_kernel
 
@@ -144,52 +144,39 @@ def _num_warps(block: int) -> int:
 
 
 def aot_specs() -> list[AotSpec]:
+    """The plan reads scores in the fill of "floor" alone: elsewhere one dtype stands for all."""
     specs = []
-    for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        for labels in ("i64", "i32"):
-            sizes = ("num_tokens", "num_labels", "num_clusters", "stride_lb", "stride_sb")
-            outputs = dict.fromkeys(("p_cluster", "p_rank", "p_place", "p_size"), "*i32")
-            for released, totals in ((False, False), (False, True), (True, True)):
-                specs.append(
-                    AotSpec(
-                        f"plan_tokens:count[{NAMES[dtype]},{labels},{released=},{totals=}]",
-                        count_kernel,
-                        {
-                            "p_labels": f"*{labels}",
-                            "p_scores": f"*{NAMES[dtype]}",
-                            **outputs,
-                            "p_total": "*fp64",
-                            **dict.fromkeys(sizes, "i32"),
-                        },
-                        {
-                            "stride_ln": 1,
-                            "stride_sn": 1,
-                            "RELEASED": released,
-                            "TOTALS": totals,
-                            "TOKENS": TOKENS,
-                            "CLUSTERS": CLUSTERS,
-                            "BLOCK": 128,
-                        },
-                    )
+    arrays = ("p_cluster", "p_rank", "p_place", "p_size")
+    sizes = ("num_tokens", "num_labels", "num_clusters", "stride_lb", "stride_sb")
+    block = {"TOKENS": TOKENS, "CLUSTERS": CLUSTERS, "BLOCK": 128}
+    for dtype, labels in (("fp32", "i64"), ("fp32", "i32"), ("bf16", "i64"), ("fp16", "i64")):
+        pointers = {"p_labels": f"*{labels}", "p_scores": f"*{dtype}", **dict.fromkeys(arrays, "*i32")}
+        quotas = ((False, False), (False, True), (True, True))
+        for released, totals in quotas if (dtype, labels) == ("fp32", "i64") else quotas[1:2]:
+            quota = "released" if released else "totals" if totals else "no totals"
+            specs.append(
+                AotSpec(
+                    f"plan_tokens:count[{dtype},{labels},{quota}]",
+                    count_kernel,
+                    {**pointers, "p_total": "*fp64", **dict.fromkeys(sizes, "i32")},
+                    {"stride_ln": 1, "stride_sn": 1, "RELEASED": released, "TOTALS": totals, **block},
                 )
-        for quota, fill in (("exact", True), ("floor", True), ("floor", False), ("released", True)):
-            for num_tokens, clusters, segments in ((200, 20, 70), (288, 52, 77), (2880, 300, 200)):
+            )
+    longs = dict.fromkeys(("p_keys", "p_perm", "p_offsets", "p_anchors"), "*i64")
+    counts = dict.fromkeys(("num_tokens", "num_clusters", "num_segments", "stride_sb"), "i32")
+    pointers = {**dict.fromkeys((*arrays, "p_scratch"), "*i32"), "p_total": "*fp64", **longs, "p_merged": "*u8"}
+    for quota, fill in (("exact", True), ("floor", True), ("floor", False), ("released", True)):
+        for num_tokens, clusters, segments in ((100, 100, 70), (200, 20, 70), (288, 52, 77), (2880, 300, 200)):
+            if not fill and num_tokens > 200:
+                continue  # the fill leaves a part out: a smaller program
+            for dtype in ("fp32", "bf16", "fp16") if quota == "floor" and fill and num_tokens == 288 else ("fp32",):
                 config = _config(num_tokens, clusters, segments, quota, fill)
-                counts = ("num_tokens", "num_clusters", "num_segments", "stride_sb")
-                arrays = ("p_cluster", "p_rank", "p_place", "p_size", "p_scratch")
-                longs = ("p_keys", "p_perm", "p_offsets", "p_anchors")
+                details = [dtype, quota] + ["no fill"] * (not fill) + ["whole clusters"] * config["WHOLE"]
                 specs.append(
                     AotSpec(
-                        f"plan_tokens:plan[{NAMES[dtype]},{quota},{fill=},{num_tokens},{clusters},{segments}]",
+                        f"plan_tokens:plan[{','.join(details)},block={config['BLOCK']}]",
                         plan_kernel,
-                        {
-                            "p_scores": f"*{NAMES[dtype]}",
-                            **dict.fromkeys(arrays, "*i32"),
-                            "p_total": "*fp64",
-                            **dict.fromkeys(longs, "*i64"),
-                            "p_merged": "*u8",
-                            **dict.fromkeys(counts, "i32"),
-                        },
+                        {"p_scores": f"*{dtype}", **pointers, **counts},
                         {"stride_sn": 1, **config},
                         num_warps=_num_warps(config["BLOCK"]),
                     )

@@ -153,6 +153,6 @@ def aot_specs() -> list[AotSpec]:
             },
             divisible=("p_x", "p_perm", "p_offsets", "p_y", "width", "stride_xb", "stride_xn"),
         )
-        for dtype in (torch.bfloat16, torch.float16, torch.float32)
+        for dtype in (torch.bfloat16, torch.float32)
         for add in (False, True)
     ]

@@ -101,11 +101,11 @@ def aot_specs() -> list[AotSpec]:
             num_warps=_num_warps(_config(num_tokens)["BLOCK"]),
             divisible=("p_scores", "p_index"),
         )
-        for dtype, largest in (
-            (torch.float32, False),
-            (torch.float32, True),
-            (torch.bfloat16, True),
-            (torch.float16, True),
+        for dtype, largest, sizes_of in (
+            (torch.float32, False, (128, 512, 2048, 4096, 16384)),  # every number of warps, and pieces
+            (torch.float32, True, (1024,)),
+            (torch.bfloat16, True, (1024, 16384)),
+            (torch.float16, True, (1024,)),
         )
-        for num_tokens in (128, 512, 1024, 2048, 4096, 16384)
+        for num_tokens in sizes_of
     ]

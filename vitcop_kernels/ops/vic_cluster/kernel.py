@@ -6,9 +6,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from vitcop_kernels._aot import AotSpec
 from vitcop_kernels._occupancy import resident_programs
-from vitcop_kernels._triton import NAMES, UPCAST, cdiv, is_hip, launch, next_power_of_2, plain_options
+from vitcop_kernels._triton import UPCAST, cdiv, is_hip, launch, next_power_of_2, plain_options
 
 from . import phases as k
 from .device import SLAB, STATE
@@ -17,7 +16,6 @@ from .rare import Args, nearest_centers, neighbour_densities, released_centers, 
 MAX_TOKENS = 16384  # of a sample: labels are resolved by one program
 STORED_BYTES = 64 << 20  # scratch for distance tiles; beyond it they are recomputed
 INF = float("inf")
-PHASES = ("ALL", "INIT", "VERIFY", "ANCHOR", "TILE", "DENSITY", "PARENT", "CHOOSE", "RESOLVE")
 
 
 class Problem(NamedTuple):
@@ -65,9 +63,10 @@ def halves(x: float) -> tuple[int, int]:
     return high, low
 
 
-def tile_of(longest: int) -> int:
-    """Rows of a tile. From the number of tokens alone: the bits of a sample must not depend on the batch."""
-    return 32 if longest <= 384 or is_hip() else 64  # larger ones would spill on AMD
+def tile_of(longest: int, dtype: torch.dtype, hip: bool) -> int:
+    """Rows of a tile. Not from the batch: the bits of a sample must not depend on it. Larger ones would spill on AMD,
+    and in float32."""
+    return 32 if longest <= 384 or dtype == torch.float32 or hip else 64
 
 
 def warps_of(tile: int) -> int:
@@ -86,17 +85,44 @@ def floor_of(metric: str, released: bool) -> float:
     return 2.0**-96
 
 
-def precision() -> str:
-    return "ieee" if is_hip() else "tf32x3"  # one pass of TF32 gives wrong partitions
+def constants_of(n: int, width: int, dtype: torch.dtype, hip: bool, **flags: Any) -> dict[str, Any]:
+    """Compile-time arguments of vic_kernel but its phase; `flags` say what the call has and wants."""
+    tile = tile_of(n, dtype, hip)
+    precision = "ieee" if hip else "tf32x3"  # one pass of TF32 gives wrong partitions
+    return dict(
+        STORE=False,
+        **flags,
+        EPS=1e-8 if flags["RELEASED"] else 0.0,
+        D=width,
+        BM=tile,
+        BK=block_of(width, dtype),
+        BD=min(128, next_power_of_2(width)),
+        PREC=precision if dtype == torch.float32 else "ieee",
+        UP=UPCAST,
+        SLABS=next_power_of_2(cdiv(width, SLAB.value)),
+        NP=max(16, next_power_of_2(n)),
+        JUMPS=max(1, (n - 1).bit_length()),
+        FLOOR=floor_of("cosine" if flags["COSINE"] else "l2", flags["RELEASED"]),
+        num_warps=warps_of(tile),
+        num_stages=3,
+    )
+
+
+TOGETHER = {"launch_cooperative_grid": True}
+
+
+def most_together(hip: bool) -> int:
+    """Padded tokens of a sample in one launch: more would not be resident, or would spill."""
+    return 4096 if hip else 1024
 
 
 _resident: dict[tuple[Any, ...], int] = {}
 
 
 def fits(grid: tuple[int, int], args: Args, constants: dict[str, Any]) -> bool:
-    """Whether all programs of the one launch are resident at once. The driver is asked once per specialization; should
-    the answer ever be wrong, a cooperative launch is refused rather than left to hang."""
-    if UPCAST or not args.x.is_cuda:
+    """Whether all programs of the one launch are resident at once, and in registers. The driver is asked once per
+    specialization; should the answer ever be wrong, a cooperative launch is refused rather than left to hang."""
+    if UPCAST or not args.x.is_cuda or constants["NP"] > most_together(is_hip()):
         return False
     device = args.x.device.index
     kinds = tuple((a.dtype, a.data_ptr() % 16) if isinstance(a, Tensor) else (a == 1, a % 16 == 0) for a in args)
@@ -104,19 +130,15 @@ def fits(grid: tuple[int, int], args: Args, constants: dict[str, Any]) -> bool:
     if key not in _resident:
         with torch.cuda.device(device):
             compiled = k.vic_kernel.warmup(
-                *args, grid=grid, PHASE=k.ALL, **constants, **plain_options(), **together(is_hip())
+                *args, grid=grid, PHASE=k.ALL, **constants, **plain_options(constants["num_warps"]), **TOGETHER
             )
-            _resident[key] = resident_programs(compiled, constants["num_warps"], device)
+            resident = resident_programs(compiled, constants["num_warps"], device)
+            _resident[key] = 0 if compiled.n_spills else resident  # phase by phase is faster than through memory
     return grid[0] * grid[1] <= _resident[key]
 
 
-def together(hip: bool) -> dict[str, Any]:
-    """Options of the one launch. With the limit named, ptxas takes the registers it needs; left alone it spills."""
-    return {"launch_cooperative_grid": True} if hip else {"launch_cooperative_grid": True, "maxnreg": 255}
-
-
 def launch_together(grid: tuple[int, int], args: Args, constants: dict[str, Any]) -> None:
-    launch(k.vic_kernel, grid, *args, PHASE=k.ALL, **constants, **together(is_hip()))
+    launch(k.vic_kernel, grid, *args, PHASE=k.ALL, **constants, **TOGETHER)
 
 
 def aligned_rows(x: Tensor) -> Tensor:
@@ -158,7 +180,7 @@ def cluster(
     scale2 = dist_scale * dist_scale
     inverse = scale2 / (p.d_c * p.d_c)
 
-    tile, slabs = tile_of(n), cdiv(width, SLAB.value)
+    tile, slabs = tile_of(n, x.dtype, is_hip()), cdiv(width, SLAB.value)
     tiles = cdiv(n, tile) * (cdiv(n, tile) + 1) // 2
     lead = p.features.shape[:-1]
     labels = torch.empty(lead, dtype=torch.int64, device=device)
@@ -167,7 +189,7 @@ def cluster(
     delta = torch.empty_like(rho)
     centers = torch.empty((p.batch, p.num_centers), dtype=torch.int64, device=device)
 
-    padded = next_power_of_2(slabs)
+    padded = next_power_of_2(slabs)  # SLABS of the kernels
     state = torch.zeros((p.batch, STATE.value), dtype=torch.int64, device=device)
     floats = torch.empty(p.batch * (n + width + padded), dtype=torch.float32, device=device)
     norms, anchors, gains = floats.split([p.batch * n, p.batch * width, p.batch * padded])
@@ -178,33 +200,12 @@ def cluster(
 
     valid = x if p.valid is None else p.valid.view(torch.uint8)
     s_vb, s_vn = (0, 0) if p.valid is None else valid.stride()
-    constants = dict(
-        STORE=False,
-        VARLEN=p.cu_seqlens is not None,
-        HAS_VALID=p.valid is not None,
-        HAS_COUNTS=p.counts is not None,
-        HAS_POS=has_pos,
-        P=axes,
-        POS64=positions.dtype == torch.float64 or not 1e-30 < limit < 1e30,
-        COSINE=metric == "cosine",
-        SELF=own,
-        RELEASED=released,
-        KNN=density == "knn",
-        ROOT_MAX=root_delta == "max",
-        EPS=1e-8 if released else 0.0,
-        D=width,
-        BM=tile,
-        BK=block_of(width, x.dtype),
-        BD=min(128, next_power_of_2(width)),
-        PREC=precision() if x.dtype == torch.float32 else "ieee",
-        UP=UPCAST,
-        SLABS=padded,
-        NP=max(16, next_power_of_2(n)),
-        JUMPS=max(1, (n - 1).bit_length()),
-        FLOOR=floor_of(metric, released),
-        num_warps=warps_of(tile),
-        num_stages=3,
-    )
+    constants = constants_of(
+        n, width, x.dtype, is_hip(),
+        VARLEN=p.cu_seqlens is not None, HAS_VALID=p.valid is not None, HAS_COUNTS=p.counts is not None,
+        HAS_POS=has_pos, P=axes, POS64=positions.dtype == torch.float64 or not 1e-30 < limit < 1e30,
+        COSINE=metric == "cosine", SELF=own, RELEASED=released, KNN=density == "knn", ROOT_MAX=root_delta == "max",
+    )  # fmt: skip
     args = Args(
         x, positions, valid, p.cu_seqlens if p.cu_seqlens is not None else state,
         p.counts if p.counts is not None else state, labels, centers, parent, rho, delta,
@@ -244,68 +245,7 @@ def cluster(
     return labels, centers, parent, rho, delta
 
 
-def aot_specs(varlen: bool = False) -> list[AotSpec]:
-    """One launch and phase by phase, at real widths; the phases that only the rare options have are in rare.py."""
-    specs = []
-    op = "vic_cluster_varlen" if varlen else "vic_cluster"
-    scalars = {name: "i32" for name in Args._fields[Args._fields.index("n") :]} | {"rate": "fp32"}
-    on_both, on_cuda, on_hip = ("cuda", "hip"), ("cuda",), ("hip",)
-    for dtype, width, tile, released, backends in [
-        (torch.bfloat16, 1024, 32, False, on_both),
-        (torch.bfloat16, 1024, 64, False, on_cuda),
-        (torch.bfloat16, 1024, 64, True, on_cuda),
-        (torch.float16, 1024, 32, False, on_both),
-        (torch.float16, 48, 64, False, on_cuda),
-        (torch.float32, 1024, 32, False, on_cuda),
-        (torch.float32, 1024, 64, False, on_cuda),
-        (torch.float32, 1024, 32, True, on_cuda),
-        (torch.float32, 1024, 32, False, on_hip),
-    ]:
-        kind = NAMES[dtype]
-        pointers = dict(
-            x=kind, positions="fp32", valid="u8", cu_seqlens="i32", counts="i64", labels="i64", centers="i64",
-            parent="i64", rho="fp32", delta="fp32", copy=kind, anchors="fp32", gains="fp32", norms="fp32",
-            doubles="fp64", ints="i32", longs="i64", state="i64", scratch="fp32",
-        )  # fmt: skip
-        types = [*(f"*{pointers[name]}" for name in Args._fields if name in pointers), *scalars.values()]
-        names = k.vic_kernel.arg_names[: len(types)]
-        longest = {32: 384, 64: 4608}[tile]
-        slabs = next_power_of_2(cdiv(width, SLAB.value))
-        prec = "tf32x3" if dtype == torch.float32 and backends == on_cuda else "ieee"
-        shared = dict(
-            VARLEN=varlen, HAS_VALID=False, HAS_COUNTS=False, HAS_POS=True, P=2, POS64=False, COSINE=False,
-            SELF=released, RELEASED=released, KNN=False, ROOT_MAX=False, EPS=1e-8 if released else 0.0,
-            D=width, BM=tile,
-            BK=block_of(width, dtype), BD=min(128, next_power_of_2(width)),
-            PREC=prec, UP=False, SLABS=slabs, FLOOR=floor_of("l2", released),
-        )  # fmt: skip
-        divisible = (*(name for name in names if name.startswith("p_")), "s_batch", "s_row")
-        signature = dict(zip(names, types, strict=True))
-        semantics = "released" if released else "paper"
-        for phase in PHASES:
-            if released and phase in ("ALL", "CHOOSE"):
-                continue
-            stored = phase in ("DENSITY", "PARENT")
-            n = 1024 if phase == "ALL" and tile == 64 else longest
-            size = dict(NP=next_power_of_2(n), JUMPS=(n - 1).bit_length())
-            product = phase in ("ALL", "TILE")
-            for store in (True, False) if stored else (phase == "TILE",):
-                claims = (
-                    {"cuda:80": "mma", "cuda:90": "wgmma" if tile == 64 else "mma", "hip": "mfma"} if product else {}
-                )
-                specs.append(
-                    AotSpec(
-                        f"{op} {phase.lower()} {kind} D={width} tile={tile} {semantics}{' stored' * store}"
-                        + " hip" * (backends == on_hip),
-                        k.vic_kernel,
-                        signature,
-                        {**shared, **size, "PHASE": getattr(k, phase).value, "STORE": store},
-                        num_warps=warps_of(tile),
-                        num_stages=3,
-                        claims=claims,
-                        divisible=divisible,
-                        backends=backends,
-                        options=together(False) if phase == "ALL" else {},
-                    )
-                )
-    return specs
+def aot_specs() -> list[Any]:
+    from .aot import specs  # which imports this module
+
+    return specs("vic_cluster")

@@ -53,10 +53,11 @@ def wait(p_count, programs):
 def fill_unheld(p_cu, p_labels, p_parent, p_rho, p_delta, i_b, start, n, N, T, batch):
     """Rows that malformed boundaries give to no sample."""
     o = tl.arange(0, 128)
-    after = T
+    start = start.to(tl.int32)
+    after = tl.zeros((), tl.int32) + T
     if i_b + 1 < batch:
         following, _ = sample_of(p_cu, i_b + 1, N, T, True)
-        after = following
+        after = following.to(tl.int32)
     if i_b == 0:
         for r0 in range(0, start, 128):
             r = r0 + o

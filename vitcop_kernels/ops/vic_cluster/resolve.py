@@ -7,6 +7,8 @@ import triton.language as tl
 
 from .device import INF, NO_BEST, WIDE, WIDEST, ordered, y_of
 
+WHOLE = tl.constexpr(4096)  # padded tokens that one program holds in registers
+
 
 # ----------------------------------------------------------------------- samples beyond float32: differences in float64
 @triton.jit
@@ -186,12 +188,11 @@ def choose_centers(
 
 # -------------------------------------------------------------------------------------------------------------- labels
 @triton.jit
-def resolve(
-    p_norm, p_log, p_best, p_d2, p_par, p_cen, p_state, p_labels, p_parent, p_centers, n, num_centers, scale2,
+def resolve_whole(
+    p_norm, p_log, p_best, p_d2, p_par, p_cen, p_state, p_labels, p_parent, p_centers, n, scale2,
     COSINE: tl.constexpr, EPS: tl.constexpr, RELEASED: tl.constexpr, NP: tl.constexpr, JUMPS: tl.constexpr,
-    BC: tl.constexpr,
 ):  # fmt: skip
-    """Centres in ascending order and the label at the end of each parent chain, by one program."""
+    """A sample that fits into registers. Returns the number of centres."""
     i = tl.arange(0, NP)
     m = i < n
     exists = tl.load(p_norm + i, mask=m, other=-1.0, cache_modifier=".cg") != -1.0
@@ -217,6 +218,82 @@ def resolve(
     label = tl.gather(tl.where(center, ordinal, -1), pointer, 0)
     tl.store(p_labels + i, tl.where(exists, label, -1).to(tl.int64), mask=m)
     tl.store(p_centers + ordinal, i.to(tl.int64), mask=center)
+    return total
+
+
+@triton.jit
+def resolve_in_blocks(
+    p_norm, p_log, p_best, p_d2, p_par, p_cen, p_state, p_labels, p_parent, p_centers, n, scale2,
+    COSINE: tl.constexpr, EPS: tl.constexpr, RELEASED: tl.constexpr, NP: tl.constexpr, JUMPS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """The same for more tokens, through memory: pointers take the place of p_par, ordinals + 1 that of p_cen."""
+    root = tl.full((), NP, tl.int32)
+    if not RELEASED:
+        top = tl.full((), -0x7FFFFFFFFFFFFFFF, tl.int64)
+        for i0 in range(0, n, BLOCK):
+            i = i0 + tl.arange(0, BLOCK)
+            exists = tl.load(p_norm + i, mask=i < n, other=-1.0, cache_modifier=".cg") != -1.0
+            log = ordered(tl.load(p_log + i, mask=exists, other=-INF, cache_modifier=".cg"))
+            log = tl.where(exists, log, -0x7FFFFFFFFFFFFFFF)
+            most = tl.max(log, 0)
+            first = tl.min(tl.where(exists & (log == most), i, NP), 0)
+            root = tl.where(most > top, first, root)
+            top = tl.maximum(top, most)
+
+    total = tl.full((), 0, tl.int32)
+    for i0 in range(0, n, BLOCK):
+        i = i0 + tl.arange(0, BLOCK)
+        m = i < n
+        exists = tl.load(p_norm + i, mask=m, other=-1.0, cache_modifier=".cg") != -1.0
+        center = tl.load(p_cen + i, mask=exists, other=0, cache_modifier=".cg") > 0
+        _, parent = outcome_of(p_best, p_d2, p_par, p_state, i, n, scale2, COSINE, EPS, False)
+        if RELEASED:
+            parent = tl.where(parent < 0, 0, parent)
+        else:
+            parent = tl.where(parent < 0, root, parent)
+            parent = tl.where(i == root, -1, parent)
+        parent = tl.minimum(parent, n - 1)
+        tl.store(p_parent + i, tl.where(exists, parent, -1).to(tl.int64), mask=m)
+        chosen = center.to(tl.int32)
+        ordinal = total + tl.cumsum(chosen, 0)
+        total += tl.sum(chosen, 0)
+        tl.store(p_centers + ordinal - 1, i.to(tl.int64), mask=center)
+        tl.store(p_cen + i, tl.where(center, ordinal, 0), mask=m)
+        tl.store(p_par + i, tl.where(center | (parent < 0) | (exists == 0), i, parent), mask=m)
+    tl.debug_barrier()
+    for _ in range(JUMPS):  # a pointer that has jumped already only leads further up
+        for i0 in range(0, n, BLOCK):
+            i = i0 + tl.arange(0, BLOCK)
+            pointer = tl.load(p_par + i, mask=i < n, other=0, cache_modifier=".cg")
+            tl.store(p_par + i, tl.load(p_par + pointer, cache_modifier=".cg"), mask=i < n)
+        tl.debug_barrier()
+    for i0 in range(0, n, BLOCK):
+        i = i0 + tl.arange(0, BLOCK)
+        exists = tl.load(p_norm + i, mask=i < n, other=-1.0, cache_modifier=".cg") != -1.0
+        pointer = tl.load(p_par + i, mask=i < n, other=0, cache_modifier=".cg")
+        label = tl.load(p_cen + pointer, cache_modifier=".cg") - 1
+        tl.store(p_labels + i, tl.where(exists, label, -1).to(tl.int64), mask=i < n)
+    return total
+
+
+@triton.jit
+def resolve(
+    p_norm, p_log, p_best, p_d2, p_par, p_cen, p_state, p_labels, p_parent, p_centers, n, num_centers, scale2,
+    COSINE: tl.constexpr, EPS: tl.constexpr, RELEASED: tl.constexpr, NP: tl.constexpr, JUMPS: tl.constexpr,
+    BC: tl.constexpr,
+):  # fmt: skip
+    """Centres in ascending order and the label at the end of each parent chain, by one program."""
+    if NP > WHOLE:
+        total = resolve_in_blocks(
+            p_norm, p_log, p_best, p_d2, p_par, p_cen, p_state, p_labels, p_parent, p_centers, n, scale2,
+            COSINE, EPS, RELEASED, NP, JUMPS, 2048,
+        )  # fmt: skip
+    else:
+        total = resolve_whole(
+            p_norm, p_log, p_best, p_d2, p_par, p_cen, p_state, p_labels, p_parent, p_centers, n, scale2,
+            COSINE, EPS, RELEASED, NP, JUMPS,
+        )  # fmt: skip
     for k0 in range(0, num_centers, BC):
         k = k0 + tl.arange(0, BC)
         tl.store(p_centers + k, tl.full((BC,), -1, tl.int64), mask=(k >= total) & (k < num_centers))

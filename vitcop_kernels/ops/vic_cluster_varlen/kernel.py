@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from vitcop_kernels._aot import AotSpec
-from vitcop_kernels.ops.vic_cluster import kernel as padded
+from vitcop_kernels.ops.vic_cluster.aot import specs
 from vitcop_kernels.ops.vic_cluster.kernel import MAX_TOKENS, Problem, cluster
 
 
@@ -35,4 +35,4 @@ def vic_cluster_varlen(
 
 
 def aot_specs() -> list[AotSpec]:
-    return padded.aot_specs(varlen=True)
+    return specs("vic_cluster_varlen")
