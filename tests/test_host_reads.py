@@ -9,6 +9,7 @@ import torch
 from host_reads import METHODS, HostRead, NoHostReads
 from samples import samples
 from support import OPS, same_bits, tensors
+from torch.utils._pytree import tree_map_only
 
 triton_installed = importlib.util.find_spec("triton") is not None
 
@@ -103,7 +104,7 @@ def test_launchers(op: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch)
 def test_launchers_on_a_gpu(op: str) -> None:
     call = getattr(torch.ops.vitcop, op)
     for args, kwargs in samples(op):
-        args = tuple(a.cuda() if isinstance(a, torch.Tensor) else a for a in args)
+        args, kwargs = tree_map_only(torch.Tensor, lambda t: t.cuda(), (args, kwargs))
         call(*args, **kwargs)
         torch.cuda.set_sync_debug_mode("error")
         try:
@@ -119,7 +120,7 @@ def test_several_streams_at_once(op: str) -> None:
     """The same bits from every stream: no workspace is shared between them."""
     call = getattr(torch.ops.vitcop, op)
     for args, kwargs in samples(op):
-        args = tuple(a.cuda() if isinstance(a, torch.Tensor) else a for a in args)
+        args, kwargs = tree_map_only(torch.Tensor, lambda t: t.cuda(), (args, kwargs))
         expected = tensors(call(*args, **kwargs))
         streams = [torch.cuda.Stream() for _ in range(4)]
         torch.cuda.synchronize()

@@ -4,8 +4,9 @@ import importlib
 from typing import Any
 
 import torch
-from support import assert_same_bits, reference, same_bits, strides, tensors
+from support import assert_same_bits, reference, strides, tensors
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -32,13 +33,12 @@ def to_device(value: Any) -> Any:
 def launch(op: str, *args: Any, repeat: bool = False, **kwargs: Any) -> Any:
     """What the launcher returns, on the CPU; inputs must come out unchanged, and with `repeat` the same bits twice."""
     on_device = [to_device(a) for a in args]
-    kept = [a.clone() if isinstance(a, Tensor) else a for a in on_device]
+    kept = tree_map_only(Tensor, torch.clone, on_device)  # companions come in a list
     launcher = getattr(kernel_of(op), op)
     got = launcher(*on_device, **kwargs)
     if repeat:
         assert_same_bits(launcher(*on_device, **kwargs), got, f"{op}, second run:")
-    for before, after in zip(kept, on_device, strict=True):
-        assert not isinstance(before, Tensor) or same_bits(before, after), f"{op} changed an input"
+    assert_same_bits(on_device, kept, f"{op} changed an input:")
     return got.cpu() if isinstance(got, Tensor) else tuple(t.cpu() for t in tensors(got))
 
 

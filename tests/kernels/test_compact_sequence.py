@@ -4,7 +4,7 @@ import pytest
 import torch
 from launchers import both, launch
 from segments import plan
-from support import LOW_PRECISION, assert_same_bits, layouts, name_of, tensors
+from support import LOW_PRECISION, assert_same_bits, expanded, layouts, name_of, tensors
 
 MERGES = ("mean", "anchor_plus_mean")
 DTYPES = (torch.float32, *LOW_PRECISION)
@@ -42,6 +42,21 @@ def test_every_layout_gives_the_same() -> None:
         assert_same_bits(*map(tensors, both("compact_sequence", x, [view, given[1]], *csr)))
     for _, view in layouts(given[1]):
         assert_same_bits(*map(tensors, both("compact_sequence", x, [given[0], view], *csr)))
+
+
+def test_every_layout_of_the_plan_gives_the_same() -> None:
+    x, csr = torch.randn(2, 9, 5), plan(9, 5, 2)
+    given = [torch.randn(2, 9, 4), torch.arange(18).view(2, 9)]
+    want = launch("compact_sequence", x, given, *csr, merge="anchor_plus_mean")
+    for index in range(4):
+        for name, view in layouts(csr[index]):
+            varied = (*csr[:index], view, *csr[index + 1 :])
+            got = launch("compact_sequence", x, given, *varied, merge="anchor_plus_mean")
+            assert_same_bits(got, want, f"plan tensor {index} {name}:")
+    one = plan(9, 5)
+    want = launch("compact_sequence", x, given, *(torch.stack([t, t]) for t in one), merge="anchor_plus_mean")
+    got = launch("compact_sequence", x, given, *(expanded(t, 2) for t in one), merge="anchor_plus_mean")
+    assert_same_bits(got, want, "one plan expanded:")
 
 
 def test_without_a_batch_and_with_anchors_out_of_range() -> None:

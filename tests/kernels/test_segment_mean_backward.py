@@ -6,7 +6,7 @@ import pytest
 import torch
 from launchers import assert_batch_invariant, assert_exact, both, launch
 from segments import plan
-from support import LOW_PRECISION, layouts, name_of, unit_roundoff
+from support import LOW_PRECISION, assert_same_bits, expanded, layouts, name_of, unit_roundoff
 
 MERGES = ("mean", "anchor_plus_mean")
 DTYPES = (torch.float32, *LOW_PRECISION)
@@ -52,9 +52,17 @@ def test_every_layout_gives_the_same() -> None:
     csr, grad = plan(9, 3, 2), torch.randn(2, 3, 6)
     for _, view in layouts(grad):
         assert_exact("segment_mean_backward", view, *csr)
+    want = launch("segment_mean_backward", grad, *csr, merge="anchor_plus_mean")
     for index in range(4):
-        for _, view in layouts(csr[index]):
-            both("segment_mean_backward", grad, *csr[:index], view, *csr[index + 1 :], merge="anchor_plus_mean")
+        for name, view in layouts(csr[index]):
+            got, _ = both(
+                "segment_mean_backward", grad, *csr[:index], view, *csr[index + 1 :], merge="anchor_plus_mean"
+            )
+            assert_same_bits(got, want, f"plan tensor {index} {name}:")
+    one = plan(9, 3)
+    want = launch("segment_mean_backward", grad, *(torch.stack([t, t]) for t in one), merge="anchor_plus_mean")
+    got = launch("segment_mean_backward", grad, *(expanded(t, 2) for t in one), merge="anchor_plus_mean")
+    assert_same_bits(got, want, "one plan expanded:")
 
 
 def test_indices_out_of_range_are_clamped() -> None:
