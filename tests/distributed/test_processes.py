@@ -1,7 +1,6 @@
 """Two processes on a CPU, joined by gloo: tensor parallel as `tp_plan="auto"` makes it, and data parallel."""
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -37,15 +36,13 @@ def alone(folder: Path) -> Any:
     return worker.answers(worker.LlavaForConditionalGeneration.from_pretrained(folder / "model").eval())
 
 
-def two_ranks(task: str, folder: Path) -> list[Any]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+def two_ranks(task: str, folder: Path, tmp_path: Path) -> list[Any]:
+    # They meet at a file. Accelerate wants an address nevertheless, and finds the ranks joined already.
+    environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "WORLD_SIZE": "2"}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))  # as pytest was told
     ranks = [
         subprocess.Popen(
-            [sys.executable, str(HERE / "worker.py"), task, str(folder)],
+            [sys.executable, str(HERE / "worker.py"), task, str(folder), str(tmp_path / "rendezvous")],
             env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -71,8 +68,8 @@ def assert_equal_ranks(first: Any, second: Any) -> None:
 
 
 @pytest.mark.feature("tensor parallel")
-def test_ranks_choose_the_same_tokens_as_one_process(folder: Path, alone: Any) -> None:
-    first, second = two_ranks("tensor_parallel", folder)
+def test_ranks_choose_the_same_tokens_as_one_process(folder: Path, alone: Any, tmp_path: Path) -> None:
+    first, second = two_ranks("tensor_parallel", folder, tmp_path)
     assert_equal_ranks(first, second)
     assert_equal_ranks(first, alone)
     for name in worker.METHODS:
@@ -80,14 +77,14 @@ def test_ranks_choose_the_same_tokens_as_one_process(folder: Path, alone: Any) -
 
 
 @pytest.mark.feature("tensor parallel")
-def test_the_first_rank_decides(folder: Path, alone: Any) -> None:
-    first, second = two_ranks("ranks_that_disagree", folder)
+def test_the_first_rank_decides(folder: Path, alone: Any, tmp_path: Path) -> None:
+    first, second = two_ranks("ranks_that_disagree", folder, tmp_path)
     assert_equal_ranks(first, second)
     assert torch.equal(first["paper"]["kept"][0], alone["paper"]["kept"][0])
 
 
 @pytest.mark.feature("data parallel")
-def test_evaluation_with_accelerate(folder: Path) -> None:
+def test_evaluation_with_accelerate(folder: Path, tmp_path: Path) -> None:
     pytest.importorskip("accelerate")
     model = worker.LlavaForConditionalGeneration.from_pretrained(folder / "model").eval()
     logits, sequences = [], []
@@ -96,6 +93,6 @@ def test_evaluation_with_accelerate(folder: Path) -> None:
             one = worker.batch([worker.prompt(*worker.PROMPTS[sample])])
             logits.append(model(**one).logits[:, -1])
             sequences.append(model.generate(**one, max_new_tokens=worker.NEW, do_sample=False)[:, -worker.NEW :])
-    for rank in two_ranks("data_parallel", folder):
+    for rank in two_ranks("data_parallel", folder, tmp_path):
         torch.testing.assert_close(rank["logits"], torch.cat(logits), atol=TOLERANCE, rtol=0)
         assert torch.equal(rank["sequences"], torch.cat(sequences))

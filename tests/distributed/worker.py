@@ -1,6 +1,7 @@
-"""One rank of a test with several processes: `python worker.py TASK FOLDER`, RANK and WORLD_SIZE in the environment.
+"""One rank of a test with several processes: `python worker.py TASK FOLDER RENDEZVOUS`.
 
-Reads a model from FOLDER/model, and writes what came out to FOLDER/rank<RANK>.pt.
+RANK and WORLD_SIZE come from the environment, and the ranks meet at the file RENDEZVOUS. Reads a model from
+FOLDER/model, and writes what came out to FOLDER/rank<RANK>.pt.
 """
 
 import os
@@ -86,10 +87,11 @@ def data_parallel(folder: Path) -> Any:
 
 
 def main() -> None:
-    task, folder = sys.argv[1], Path(sys.argv[2])
+    task, folder, meeting = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     torch.set_num_threads(1)
-    dist.init_process_group("gloo")
-    torch.save(globals()[task](folder), folder / f"rank{os.environ['RANK']}.pt")
+    dist.init_process_group("gloo", init_method=meeting.as_uri(), rank=rank, world_size=size)
+    torch.save(globals()[task](folder), folder / f"rank{rank}.pt")
     dist.destroy_process_group()
 
 
