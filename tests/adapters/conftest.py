@@ -9,6 +9,10 @@ import torch
 pytest.importorskip("transformers")
 
 from families import FAMILIES, Family, parameters
+from graph_recorder import Recorder
+
+from vitcop.methods import Method
+from vitcop.session import Handle
 
 
 @pytest.fixture(scope="package", autouse=True)
@@ -30,3 +34,23 @@ def llava() -> Callable[..., Any]:
 def family(request: pytest.FixtureRequest) -> Family:
     """Every family that the tests of calls know."""
     return request.param
+
+
+@pytest.fixture
+def recorder() -> Recorder:
+    return Recorder()
+
+
+@pytest.fixture
+def graphs(recorder: Recorder) -> Iterator[Any]:
+    """graphs(model, method): a handle whose prefills are replayed."""
+    handles: list[Handle] = []
+
+    def attach(model: Any, method: Method) -> Handle:
+        handles.append(Handle(model, method, recorder))
+        return handles[-1]
+
+    yield attach
+    for handle in handles:
+        handle.remove()
+    assert recorder.graphs == []
