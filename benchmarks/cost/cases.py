@@ -72,19 +72,19 @@ def real_cases() -> list[Case]:
         Case("expand_plan", {"B": 1, "n": 345, "V": 288, "S": 253}, "float32", "Stage II, with 57 tokens of text"),
         Case("compact_sequence", {"B": 1, "n": 345, "V": 288, "S": 253, "C": 4096, "d": 128}, where="Stage II"),
         Case(
-            "stage2", {"B": 1, "N": 288, "C": 4096, "H": 32, "K": 52, "S": 253},
-            where="norms of cached keys, plan, merge", target_us=15,
+            "stage2", {"B": 1, "N": 288, "T": 57, "C": 4096, "H": 32, "K": 52, "S": 253},
+            where="norms of cached keys, plan, merge, whole sequence", target_us=15,
         ),
         Case(
             "stage3", {"B": 1, "N": 77, "T": 57, "C": 4096, "H": 32, "K": 15},
-            where="norms of cached keys, choice, gather", target_us=8,
+            where="norms of cached keys, choice, whole sequence", target_us=8,
         ),
         Case(
-            "selection", {"M": 576, "H": 16, "D": 1024, "C": 4096, "N1": 172, "K": 21, "N2": 77, "N3": 15},
+            "selection", {"M": 576, "T": 57, "H": 16, "D": 1024, "C": 4096, "N1": 172, "K": 21, "N2": 77, "N3": 15},
             where="LLaVA-1.5-7B, retention 1/9, keys projected", target_us=50,
         ),
         Case(
-            "selection", {"M": 2880, "H": 16, "D": 1024, "C": 4096, "N1": 864, "K": 70, "N2": 386, "N3": 77},
+            "selection", {"M": 2880, "T": 57, "H": 16, "D": 1024, "C": 4096, "N1": 864, "K": 70, "N2": 386, "N3": 77},
             where="LLaVA-NeXT-7B, retention 1/9, keys projected", target_us=120,
         ),
     ]  # fmt: skip
@@ -105,30 +105,44 @@ def tiny_cases() -> list[Case]:
         Case("segment_mean_backward", {"B": 1, "N": 24, "C": 32, "S": 10}),
         Case("expand_plan", {"B": 1, "n": 30, "V": 24, "S": 10}, "float32"),
         Case("compact_sequence", {"B": 1, "n": 30, "V": 24, "S": 10, "C": 32, "d": 16}),
-        Case("stage2", {"B": 1, "N": 24, "C": 32, "H": 2, "K": 4, "S": 10}, target_us=15),
+        Case("stage2", {"B": 1, "N": 24, "T": 6, "C": 32, "H": 2, "K": 4, "S": 10}, target_us=15),
         Case("stage3", {"B": 1, "N": 10, "T": 5, "C": 32, "H": 2, "K": 4}, target_us=8),
-        Case("selection", {"M": 36, "H": 2, "D": 16, "C": 32, "N1": 24, "K": 4, "N2": 10, "N3": 4}, target_us=50),
+        Case(
+            "selection", {"M": 36, "T": 5, "H": 2, "D": 16, "C": 32, "N1": 24, "K": 4, "N2": 10, "N3": 4}, target_us=50
+        ),
     ]
 
 
 def parts(case: Case) -> list[Case]:
-    """The ops that a stage is made of, in order; `gather` is torch's index_select of rows."""
+    """The ops that a stage is made of, in order; `gather` is torch's index_select of rows.
+
+    The small ops of torch that count the tokens of each tile (with several tiles) are left out.
+    """
     c, kind = case.dims, case.dtype
+
+    def compacted(batch: int, visual: int, kept: int, head: int) -> list[Case]:
+        """The whole sequence, text too."""
+        sizes = {"B": batch, "n": visual + c["T"], "V": visual, "S": kept}
+        return [
+            Case("expand_plan", sizes, "float32"),
+            Case("compact_sequence", {**sizes, "C": c["C"], "d": head}, kind),
+        ]
+
     if case.op == "stage2":
         return [
             Case("key_norms", {"B": c["B"], "H": c["H"], "N": c["N"], "d": c["C"] // c["H"]}, kind),
             Case("plan_tokens", {"B": c["B"], "N": c["N"], "K": c["K"], "S": c["S"]}, "float32"),
-            Case("segment_mean", {"B": c["B"], "N": c["N"], "C": c["C"], "S": c["S"]}, kind),
+            *compacted(c["B"], c["N"], c["S"], c["C"] // c["H"]),
         ]
     if case.op == "stage3":
         return [
             Case("key_norms", {"B": c["B"], "H": c["H"], "N": c["N"], "d": c["C"] // c["H"]}, kind),
             Case("select_tokens", {"B": c["B"], "N": c["N"], "K": c["K"]}, "float32"),
-            Case("gather", {"N": c["K"], "C": c["C"]}, kind),
+            *compacted(c["B"], c["N"], c["K"], c["C"] // c["H"]),
         ]
     if case.op == "selection":
         heads = max(1, c["C"] // 128)
-        tiles = max(1, c["M"] // 576)
+        tiles, head = max(1, c["M"] // 576), c["C"] // heads
         cluster = Case("vic_cluster", {"B": 1, "N": c["N1"], "D": c["D"], "K": c["K"]}, kind)
         if tiles > 1:
             sizes = {"B": tiles, "T": c["N1"], "L": c["M"] // tiles, "D": c["D"], "K": c["K"]}
@@ -138,13 +152,16 @@ def parts(case: Case) -> list[Case]:
                 "attention_saliency", {"B": tiles, "H": c["H"], "N": c["M"] // tiles + 1, "d": c["D"] // c["H"]}, kind
             ),
             Case("select_tokens", {"B": 1, "N": c["M"], "K": c["N1"]}, "float32"),
+            *compacted(1, c["M"], c["N1"], head),
             Case("gather", {"N": c["N1"], "C": c["D"]}, kind),
             cluster,
+            Case("gather", {"N": c["N1"], "C": c["C"]}, kind),
             Case("key_proj_norms", {"B": 1, "N": c["N1"], "C": c["C"], "J": c["C"], "H": heads}, kind),
             Case("plan_tokens", {"B": 1, "N": c["N1"], "K": c["K"] * tiles, "S": c["N2"]}, "float32"),
-            Case("segment_mean", {"B": 1, "N": c["N1"], "C": c["C"], "S": c["N2"]}, kind),
+            *compacted(1, c["N1"], c["N2"], head),
+            Case("gather", {"N": c["N2"], "C": c["C"]}, kind),
             Case("key_proj_norms", {"B": 1, "N": c["N2"], "C": c["C"], "J": c["C"], "H": heads}, kind),
             Case("select_tokens", {"B": 1, "N": c["N2"], "K": c["N3"]}, "float32"),
-            Case("gather", {"N": c["N3"], "C": c["C"]}, kind),
+            *compacted(1, c["N2"], c["N3"], head),
         ]
     return [case]

@@ -1,7 +1,7 @@
 """Each case as a chain of ops on its inputs: one text for the ops, their check, and what they are compared with."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -65,6 +65,13 @@ def build(case: Case, device: torch.device, seed: int = 0) -> Chain:
         clusters = max(1, s // 5)
         scores = torch.rand(batch, n, generator=generator).to(device)
         return torch.ops.vitcop_reference.plan_tokens(labels(batch, n, clusters), scores, clusters, s)
+
+    def sequence(batch: int, visual: int, head: int) -> list[Tensor]:
+        """Slots of the visual tokens among T of text, hidden states, position ids, cos and sin."""
+        n = visual + c["T"]
+        slots = (torch.arange(visual, device=device) + c["T"] // 2).expand(batch, -1).contiguous()
+        ids = torch.arange(n, device=device)[None]
+        return [slots, normal(batch, n, c["C"]), ids, normal(1, n, head), normal(1, n, head)]
 
     op = case.op
     inputs: list[Tensor]
@@ -148,22 +155,22 @@ def build(case: Case, device: torch.device, seed: int = 0) -> Chain:
 
     elif op == "stage2":
         d = c["C"] // c["H"]
-        inputs = [keys(c["B"], c["H"], c["N"], d), labels(c["B"], c["N"], c["K"]), normal(c["B"], c["N"], c["C"])]
+        inputs = [keys(c["B"], c["H"], c["N"], d), labels(c["B"], c["N"], c["K"]), *sequence(c["B"], c["N"], d)]
 
-        def run(call: Call, key: Tensor, label: Tensor, x: Tensor) -> Any:
-            perm, offsets, *_ = call("plan_tokens", label, call("key_norms", key), c["K"], c["S"])
-            return call("segment_mean", x, perm, offsets)
+        def run(call: Call, key: Tensor, label: Tensor, slots: Tensor, x: Tensor, *companions: Tensor) -> Any:
+            plan = call("plan_tokens", label, call("key_norms", key), c["K"], c["S"])
+            return _compact(call, slots, plan, x, companions)[:2]
 
     elif op == "stage3":
         d = c["C"] // c["H"]
-        inputs = [keys(c["B"], c["H"], c["N"], d), normal(c["B"], c["N"], c["C"])]
+        inputs = [keys(c["B"], c["H"], c["N"], d), *sequence(c["B"], c["N"], d)]
 
-        def run(call: Call, key: Tensor, x: Tensor) -> Any:
+        def run(call: Call, key: Tensor, slots: Tensor, x: Tensor, *companions: Tensor) -> Any:
             kept = call("select_tokens", call("key_norms", key), c["K"])
-            return x[0].index_select(0, kept[0])
+            return _compact(call, slots, kept, x, companions)[:2]
 
     elif op == "selection":
-        return _selection(case, device, normal, keys, features)
+        return _selection(case, normal, keys, features, sequence)
     else:
         raise ValueError(f"case: expected an op or a stage, got {op!r}")
     chain = Chain(case, inputs, run, {part.op for part in parts(case)} - {"gather"})
@@ -171,30 +178,51 @@ def build(case: Case, device: torch.device, seed: int = 0) -> Chain:
     return chain
 
 
-def _selection(case: Case, device: torch.device, normal: Any, keys: Any, features: Any) -> Chain:
-    """All that ViTCoP does to choose: Stage I, VIC, Stage II with the keys of its layer, Stage III likewise."""
+def _compact(call: Call, slots: Tensor, plan: Any, x: Tensor, companions: Sequence[Tensor]) -> Any:
+    """(hidden states, companions, slots) of the shortened sequence, as vitcop.compaction makes it.
+
+    plan: what plan_tokens returns, or the tokens that are kept. The product's fourth companion, the places of the
+    slots, is left out: the same launch moves up to four.
+    """
+    perm, offsets, anchors, merged = plan if isinstance(plan, (tuple, list)) else (None, None, plan, None)
+    out = x.shape[1] - slots.shape[1] + anchors.shape[1]
+    whole = call("expand_plan", slots, anchors, perm, offsets, merged, num_slots=x.shape[1], out_len=out)
+    return *call("compact_sequence", x, list(companions), *whole[:3]), whole[5]
+
+
+def _selection(case: Case, normal: Any, keys: Any, features: Any, sequence: Any) -> Chain:
+    """All that ViTCoP does to choose and to shorten: Stage I, VIC, Stage II with keys of its layer, Stage III alike."""
     c, heads = case.dims, max(1, case["C"] // 128)
     tiles = max(1, c["M"] // 576)
-    each = c["M"] // tiles
+    each, k = c["M"] // tiles, c["K"]
+    alpha = k / each  # K centres of a tile that is kept whole, of others their share
     x, places = features(c["M"], c["D"])
-    hidden, weight, rms = normal(1, c["N1"], c["C"]), normal(c["C"], c["C"], scale=c["C"] ** -0.5), normal(c["C"])
+    weight, rms = normal(c["C"], c["C"], scale=c["C"] ** -0.5), normal(c["C"], scale=0.1) + 1
     inputs = [normal(tiles, c["H"], 1, c["D"] // c["H"]), keys(tiles, c["H"], each + 1, c["D"] // c["H"]), x, places,
-              hidden, weight, rms]  # fmt: skip
-    bounds = torch.linspace(0, c["N1"], tiles + 1).round().to(torch.int32).to(device)
+              weight, rms, *sequence(1, c["M"], c["C"] // heads)]  # fmt: skip
 
-    def run(call: Call, query: Tensor, key: Tensor, x: Tensor, places: Tensor, h: Tensor, w: Tensor, r: Tensor) -> Any:
+    def run(
+        call: Call, query: Tensor, key: Tensor, x: Tensor, places: Tensor, w: Tensor, r: Tensor, slots: Tensor,
+        h: Tensor, *companions: Tensor,
+    ) -> Any:  # fmt: skip
         saliency = call("attention_saliency", query, key)[:, 1:].reshape(1, -1)
-        kept = call("select_tokens", saliency, c["N1"], largest=True)[0]
-        survivors, at = x[0].index_select(0, kept), places.index_select(0, kept)
+        kept = call("select_tokens", saliency, c["N1"], largest=True)
+        h, moved, slots = _compact(call, slots, kept, h, companions)
+        survivors, at = x[0].index_select(0, kept[0]), places.index_select(0, kept[0])
         if tiles == 1:
-            label = call("vic_cluster", survivors, at, D_C, TAU, c["K"])[0]
-        else:
-            label = call("vic_cluster_varlen", survivors, at, bounds, each, D_C, TAU, c["K"])[0]
-        norms = call("key_proj_norms", h, w, None, r, num_heads=heads)
-        perm, offsets, *_ = call("plan_tokens", label[None], norms, c["K"] * tiles, c["N2"])
-        merged = call("segment_mean", h, perm, offsets)
-        norms = call("key_proj_norms", merged, w, None, r, num_heads=heads)
-        return merged[0].index_select(0, call("select_tokens", norms, c["N3"])[0])
+            label = call("vic_cluster", survivors, at, D_C, TAU, k)[0]
+        else:  # as vitcop.methods.vitcop has it: only the device knows what Stage I kept of a tile
+            tile = kept[0].div(each, rounding_mode="floor")
+            lengths = tile.new_zeros(tiles).scatter_add_(0, tile, torch.ones_like(tile))
+            wanted = (lengths.double() * alpha).ceil().clamp(min=1).long()
+            bounds = F.pad(lengths.cumsum(0), (1, 0))
+            found = call("vic_cluster_varlen", survivors, at, bounds, each, D_C, TAU, k, center_counts=wanted)
+            label = torch.where(found[0] < 0, -1, found[0] + tile * k)
+        norms = call("key_proj_norms", h[0].index_select(0, slots[0])[None], w, None, r, num_heads=heads)
+        plan = call("plan_tokens", label[None], norms, k * tiles, c["N2"])
+        h, moved, slots = _compact(call, slots, plan, h, moved)
+        norms = call("key_proj_norms", h[0].index_select(0, slots[0])[None], w, None, r, num_heads=heads)
+        return _compact(call, slots, call("select_tokens", norms, c["N3"]), h, moved)[:2]
 
     chain = Chain(case, inputs, run, {part.op for part in parts(case)} - {"gather"})
     _add_others(chain)
@@ -220,7 +248,14 @@ def _segment_mean(x: Tensor, perm: Tensor, offsets: Tensor) -> Tensor:
 
 
 def _compact_sequence(x: Tensor, companions: list[Tensor], perm: Tensor, offsets: Tensor, anchors: Tensor) -> Any:
-    return _segment_mean(x, perm, offsets), [t.index_select(1, anchors[0]) for t in companions]
+    means = []
+    for sample, order, bounds in zip(x, perm, offsets, strict=True):
+        place = torch.arange(order.shape[0], device=x.device)
+        segment = torch.searchsorted(bounds[1:].contiguous(), place, right=True)  # the last: dropped tokens
+        rows = sample.index_select(0, order).float()
+        total = rows.new_zeros(anchors.shape[1] + 1, x.shape[2]).index_add_(0, segment, rows)[:-1]
+        means.append((total / bounds.diff()[:, None]).to(x.dtype))
+    return torch.stack(means), [t.index_select(1, anchors[0]) for t in companions]
 
 
 def _key_proj_norms(hidden: Tensor, weight: Tensor, bias: Any, rms: Tensor, *, num_heads: int) -> Tensor:

@@ -52,7 +52,7 @@ def verify(op: str, args: tuple[Any, ...], kwargs: dict[str, Any], got: Any) -> 
     if op == "vic_cluster":
         _verify_batch(args, kwargs, got, want)
     elif op == "vic_cluster_varlen":
-        _verify_packed(args, got, want)
+        _verify_packed(args, kwargs.get("center_counts"), got, want)
     elif op in EXACT:
         for k, (a, b) in enumerate(zip(tensors(got), tensors(want), strict=True)):
             if not torch.equal(a.to(b.dtype), b):
@@ -76,15 +76,18 @@ def _verify_batch(args: tuple[Any, ...], kwargs: dict[str, Any], got: Any, want:
         certify(sample, places, d_c, tau, k, [t[b] for t in got], [t[b] for t in want])
 
 
-def _verify_packed(args: tuple[Any, ...], got: Any, want: Any) -> None:
+def _verify_packed(args: tuple[Any, ...], counts: Tensor | None, got: Any, want: Any) -> None:
     features, positions, bounds, _, d_c, tau, k = args[:7]
     edges = bounds.tolist()
     for b, (start, end) in enumerate(itertools.pairwise(edges)):
+        if start == end:
+            continue
+        centers = min(k, end - start) if counts is None else min(k, end - start, int(counts[b]))
 
-        def cut(out: Any, b: int = b, start: int = start, end: int = end) -> list[Tensor]:
-            return [out[0][start:end], out[1][b], *(t[start:end] for t in out[2:])]
+        def cut(out: Any, b: int = b, start: int = start, end: int = end, k: int = centers) -> list[Tensor]:
+            return [out[0][start:end], out[1][b, :k], *(t[start:end] for t in out[2:])]
 
-        certify(features[start:end], positions[start:end], d_c, tau, min(k, end - start), cut(got), cut(want))
+        certify(features[start:end], positions[start:end], d_c, tau, centers, cut(got), cut(want))
 
 
 def certify(features: Tensor, positions: Tensor, d_c: float, tau: float, num_centers: int, got: Any, want: Any) -> None:

@@ -1,6 +1,7 @@
 """The processes that the GPU report starts, and its use of torch.cuda, without a GPU."""
 
 import contextlib
+import math
 import os
 import stat
 import subprocess
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.cost.cases import Case
+from benchmarks.cost.cases import Case, parts
 from benchmarks.gpu import sanitizer, timing
 from benchmarks.gpu.chains import build, ours
 from benchmarks.gpu.checks import check_values
@@ -163,6 +164,28 @@ def test_the_device_asks_torch_cuda_for_what_it_has(monkeypatch: pytest.MonkeyPa
 def test_the_small_matrix_comes_out_right(case: Case) -> None:
     """What runs first on a GPU: its inputs, its truth and its tolerances."""
     check_values(DryRun(), build(case, torch.device("cpu")), ours)
+
+
+def test_selection_over_tiles_comes_out_right() -> None:
+    """As a real case has it: centres by the tile, labels that do not meet, three stages of the whole sequence."""
+    sizes = {"M": 1152, "T": 5, "H": 2, "D": 16, "C": 128, "N1": 240, "K": 70, "N2": 100, "N3": 40}
+    chain, calls = build(Case("selection", sizes), torch.device("cpu")), []
+
+    def keep(op: str, *args: Any, **kwargs: Any) -> Any:
+        calls.append((op, args, kwargs))
+        return ours(op, *args, **kwargs)
+
+    check_values(DryRun(), chain, ours)
+    hidden, companions = chain.run(keep, *chain.inputs)
+    assert hidden.shape == (1, 45, 128) and [t.shape[1] for t in companions] == [45] * 3
+    assert [op for op, *_ in calls] == [part.op for part in parts(chain.case) if part.op != "gather"]
+    bounds, counts = next((args[2], kw["center_counts"]) for op, args, kw in calls if op == "vic_cluster_varlen")
+    labels, limit = next((args[0], args[2]) for op, args, _ in calls if op == "plan_tokens")
+    first, second = (set(part.tolist()) for part in labels[0].tensor_split([int(bounds[1])]))
+    assert limit == 140 and len(first) == int(counts[0]) and len(second) == int(counts[1])
+    assert max(first) < 70 <= min(second) and counts.tolist() == [
+        math.ceil(n * 70 / 576) for n in bounds.diff().tolist()
+    ]
 
 
 def test_real_prompts_have_the_tokens_that_are_counted() -> None:

@@ -29,7 +29,7 @@ from benchmarks.gpu.truth import certify, verify
 
 KEY_NORMS = Case("key_norms", {"B": 1, "H": 2, "N": 12, "d": 16}, target_us=1.0)
 SELECT = Case("select_tokens", {"B": 1, "N": 24, "K": 8}, "float32", target_us=1.0)
-STAGE2 = Case("stage2", {"B": 1, "N": 24, "C": 32, "H": 2, "K": 4, "S": 10})
+STAGE2 = Case("stage2", {"B": 1, "N": 24, "T": 6, "C": 32, "H": 2, "K": 4, "S": 10})
 
 
 @pytest.fixture(scope="module", autouse=True)
