@@ -21,4 +21,5 @@ def compact_sequence(
     if x.dim() == 2:
         return y, [t.index_select(0, index) for t in companions]
     row = torch.arange(x.shape[0], device=x.device)[:, None]
-    return y, [t.expand(x.shape[0], *t.shape[1:])[row, index] for t in companions]
+    # Contiguous, as the kernels have it: indexing alone follows the layout of the index.
+    return y, [t.expand(x.shape[0], *t.shape[1:])[row, index].contiguous() for t in companions]
