@@ -32,4 +32,4 @@ def segment_mean(
     if merge == "anchor_plus_mean" and anchors is not None and merged is not None:
         anchor = wide.gather(1, anchors.clamp(0, n - 1)[..., None].expand(-1, -1, width))
         mean = torch.where(merged[..., None], anchor + mean, mean)
-    return mean.to(x.dtype)
+    return mean.to(x.dtype).contiguous()  # torch.where follows the layout of what it reads
