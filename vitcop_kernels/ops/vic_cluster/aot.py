@@ -88,6 +88,9 @@ def _phase(op: str, what: str, phase: str, dtype: torch.dtype, constants: dict[s
     stored, phase = phase.endswith("+") or phase == "TILE", phase.rstrip("+")
     tile, precision, padded = constants["BM"], constants["PREC"], constants["NP"]
     launched = {name: constants.pop(name) for name in ("num_warps", "num_stages")}
+    limits = launcher.limits_of(getattr(k, phase).value, dtype, stored, False)  # AMD GPUs are compiled without maxnreg
+    warps = limits.pop("num_warps", launched["num_warps"])
+    launched["num_warps"] = launched["num_warps"] if hip else warps
     details = [what, NAMES[dtype], f"D={constants['D']}", f"tile={tile}"] + ["stored"] * stored
     details += [f"{padded} tokens"] * (phase in ("ALL", "RESOLVE")) + [precision] * (dtype == FULL)
     return AotSpec(
@@ -98,7 +101,7 @@ def _phase(op: str, what: str, phase: str, dtype: torch.dtype, constants: dict[s
         **launched,
         claims=_claims(dtype, tile, hip) if phase in ("ALL", "TILE") else {},
         divisible=_divisible(k.vic_kernel),
-        options=launcher.TOGETHER if phase == "ALL" else {},
+        options=launcher.TOGETHER if phase == "ALL" else limits,
         backends=("hip",) if hip else ("cuda",),
         optional=phase == "ALL",
     )

@@ -108,6 +108,13 @@ def constants_of(n: int, width: int, dtype: torch.dtype, hip: bool, **flags: Any
     )
 
 
+def limits_of(phase: Any, dtype: torch.dtype, stored: bool, hip: bool) -> dict[str, Any]:
+    """PARENT with its own product is what ptxas keeps in registers only when left alone, float32 with more warps."""
+    if hip or stored or getattr(phase, "value", phase) != k.PARENT.value:
+        return {}
+    return {"maxnreg": None, "num_warps": 8} if dtype == torch.float32 else {"maxnreg": None}
+
+
 TOGETHER = {"launch_cooperative_grid": True}
 
 
@@ -216,7 +223,8 @@ def cluster(
     )  # fmt: skip
 
     def run(phase: int, programs: int) -> None:
-        launch(k.vic_kernel, (programs, p.batch), *args, PHASE=phase, **constants)
+        options = limits_of(phase, x.dtype, constants["STORE"], is_hip())
+        launch(k.vic_kernel, (programs, p.batch), *args, PHASE=phase, **{**constants, **options})
 
     one_launch = density == "gaussian" and assign == "parent" and not released  # the others stop between phases
     if one_launch and fits((tiles, p.batch), args, constants):
