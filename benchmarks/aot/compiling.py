@@ -35,8 +35,8 @@ TARGETS = {
     target.name: target
     for target in (
         Target("sm_80", 166912),
-        Target("sm_86", 101376, "sm_80"),
-        Target("sm_89", 101376, "sm_80"),
+        Target("sm_86", 101376),
+        Target("sm_89", 101376, "sm_86"),
         Target("sm_90", 232448),
         Target("sm_100", 232448),
         Target("sm_120", 101376),

@@ -24,7 +24,7 @@ REPRESENTATIVES = (  # of every op with kernels
     "plan_tokens:plan[fp32,exact,block=512]",
     "segment_mean[mean,bf16]",
     "segment_mean_backward:gradient[mean,bf16,1000]",
-    "select_tokens[smallest,fp32,2048]",
+    "select_tokens[smallest,fp32,16384]",
     "vic_cluster:tile[paper,bf16,D=1024,tile=32",
     "vic_cluster:tile[paper,bf16,D=1024,tile=64",
     "vic_cluster:parent[released,bf16,D=1024,tile=32,stored",

@@ -32,7 +32,8 @@ tile, every number of warps and of stages, and every class of dtypes. One stands
   `semantics="released"`, `metric="cosine"` and `density="knn"`.
 - Strides and widths are multiples of 16, as with the models; "odd width" is not. Tensors are below 2 GiB.
 - A padded number of tokens stands for those below it, `head_dim` and widths for those of the same blocks.
-- sm_86 and sm_89 are assembled from the PTX of sm_80, which is the PTX that Triton writes for them: the test compares.
+- sm_89 is assembled from the PTX of sm_86, which is the PTX that Triton writes for it: the test compares. (With Triton
+  3.6 it is the PTX of sm_80 too.)
 
 Registers and scratch are per thread, shared memory per program, each the largest of an op; two numbers are of Triton
 {versions}. *Scalar spills* happen on AMD GPUs only: a scalar register is kept in a lane of a vector register, and the
