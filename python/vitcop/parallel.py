@@ -61,7 +61,7 @@ def first_ranks(plan: Plan, group: Any) -> Plan:
 
 
 def first_ranks_tensor(tensor: Tensor, group: Any) -> Tensor:
-    """The same of what a plan puts into its slots. Gradients stay this rank's."""
-    same = tensor.detach().contiguous().clone()
-    dist.broadcast(same, dist.get_global_rank(group, 0), group=group)
-    return tensor + (same - tensor).detach() if tensor.requires_grad else same
+    """The same of what a plan puts into its slots, bit for bit. Gradients stay this rank's."""
+    same = tensor.clone(memory_format=torch.contiguous_format)
+    dist.broadcast(same.data, dist.get_global_rank(group, 0), group=group)
+    return same

@@ -157,7 +157,6 @@ class Run:
         found = stage_report(stage, self.visible, plans, origins, self.batch, watch, beside, report)
         report.stages.append(found)
         if compaction is not None:
-            group = parallel.group_of(self.adapter.decoder.layers[0].self_attn)
             sources.hidden, before = hidden, self.visible.copy()  # from here on gradients flow
             if self.injection is not None:
                 self.injection.compact(compaction, plans.values(), stage.layer, hidden)
@@ -168,14 +167,20 @@ class Run:
                 plan = plans.get(old.group.total)
                 if plan is not None and plan.selection() is not plan:
                     made = content(plan, StageContext(old, new.slots.shape[1], sources))
-                    hidden = put(hidden, new, made if group is None else parallel.first_ranks_tensor(made, group))
+                    hidden = put(
+                        hidden, new, made if self._ranks is None else parallel.first_ranks_tensor(made, self._ranks)
+                    )
         self._start_ahead(number + 1)
         return hidden
 
     def _agreed(self, plan: Plan) -> Plan:
         """The same plan on every rank of a tensor-parallel group."""
-        group = parallel.group_of(self.adapter.decoder.layers[0].self_attn)
-        return plan if group is None else parallel.first_ranks(plan, group)
+        return plan if self._ranks is None else parallel.first_ranks(plan, self._ranks)
+
+    @functools.cached_property
+    def _ranks(self) -> Any:
+        """The tensor-parallel group; None: this process has every head."""
+        return parallel.group_of(self.adapter.decoder.layers[0].self_attn)
 
     def _reorder(
         self, compaction: Compaction, plans: dict[int, Plan], before: Sequence[Visible], hidden: Tensor, layer: int
