@@ -16,15 +16,16 @@ from tiny_llava import batch, prompt
 from transformers import LlavaForConditionalGeneration
 
 import vitcop
-from vitcop import ViTCoP
+from vitcop import VisionZip, ViTCoP
 
 NEW = 3
 PROMPTS = [(1, 0), (2, 0), (0, 0), (1, 5)]  # images, seed
-METHODS: dict[str, dict[str, Any]] = {
-    "paper": {},
-    "released": dict(semantics="released"),
-    "attention": dict(saliency="attention"),
-    "key norms alone, of the previous layer": dict(saliency="key_norm_only", key_source="previous"),
+METHODS: dict[str, Any] = {
+    "paper": ViTCoP(retention=0.3),
+    "released": ViTCoP(retention=0.3, semantics="released"),
+    "attention": ViTCoP(retention=0.3, saliency="attention"),
+    "key norms alone, of the previous layer": ViTCoP(retention=0.3, saliency="key_norm_only", key_source="previous"),
+    "VisionZip, which replaces tokens": VisionZip(retain=8, contextual=2),
 }
 
 
@@ -35,8 +36,8 @@ def inputs() -> dict[str, Any]:
 def answers(model: Any) -> dict[str, Any]:
     """What a pruned model does, under each method."""
     found = {}
-    for name, options in METHODS.items():
-        output, report = generate(model, ViTCoP(retention=0.3, **options), inputs(), new=NEW)
+    for name, method in METHODS.items():
+        output, report = generate(model, method, inputs(), new=NEW)
         found[name] = {
             "sequences": output.sequences,
             "logits": torch.stack(output.logits),
