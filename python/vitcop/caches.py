@@ -2,6 +2,7 @@
 
 import inspect
 import types
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +24,17 @@ class CacheState:
 
 def state_of(cache: Any) -> CacheState | None:
     return getattr(cache, STATE, None)
+
+
+def given(arguments: Mapping[str, Any]) -> Any:
+    """The cache among the arguments of a forward: `cache` from transformers 5.24 on, where both names work."""
+    found = arguments.get("cache")
+    return arguments.get("past_key_values") if found is None else found
+
+
+def name_for(module: Any) -> str:
+    """What the forward of a module calls its cache."""
+    return "cache" if "cache" in inspect.signature(type(module).forward).parameters else "past_key_values"
 
 
 def check_cache(cache: Any) -> None:

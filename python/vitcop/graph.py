@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from . import caches
 from .adapters.base import Adapter, VisualTokens
 from .capture import Backend
 from .layout import Group
@@ -32,7 +33,7 @@ WARM_UPS = 2
 """Runs before a capture: kernels are compiled, libraries take their workspaces."""
 
 _KNOWN = {
-    "inputs_embeds", "position_ids", "attention_mask", "past_key_values", "use_cache", "cache_position",
+    "inputs_embeds", "position_ids", "attention_mask", "past_key_values", "cache", "use_cache", "cache_position",
     "logits_to_keep",  # passed on by some models, looked at by no decoder
 }  # fmt: skip
 
@@ -213,7 +214,7 @@ class PrefillGraphs:
             self.graphs.move_to_end(key)
             captured.inputs.load(run, embeds, position_ids)
             self.backend.replay(captured.graph)
-            return self._copy_out(captured.outcome, run, kwargs.get("past_key_values"), slots, report), slots
+            return self._copy_out(captured.outcome, run, caches.given(kwargs), slots, report), slots
 
     def _check(self, run: Run, args: Any, kwargs: dict[str, Any]) -> None:
         """Raise where a graph would not do what the decoder does."""
@@ -306,8 +307,9 @@ class PrefillGraphs:
         run.static(inputs.behind)
         with self._standing_in(run, report):
             output = self._forward(
-                inputs_embeds=inputs.embeds, position_ids=inputs.position_ids, past_key_values=cache, use_cache=True
-            )
+                inputs_embeds=inputs.embeds, position_ids=inputs.position_ids, use_cache=True,
+                **{caches.name_for(self.decoder): cache},
+            )  # fmt: skip
         return Outcome(run, report, cache, output)
 
     # -- after a replay ----------------------------------------------------------------------------------------------
@@ -331,7 +333,7 @@ class PrefillGraphs:
         if run.source is not None:
             run.source = run.source[:, : run.slots[-1]]
         hidden = outcome.output.last_hidden_state[:, : run.slots[-1]].clone()
-        return type(outcome.output)(last_hidden_state=hidden, past_key_values=cache)
+        return type(outcome.output)(last_hidden_state=hidden, **{caches.name_for(self.decoder): cache})
 
 
 def _is_plain(cache: Any) -> bool:

@@ -88,7 +88,7 @@ class Run:
     ) -> tuple[Tensor, dict[str, Any]] | None:
         """What decoder layer `index` gets instead of `hidden` and `kwargs`; None: leave them."""
         if self.cache is None:
-            self.cache = kwargs.get("past_key_values")
+            self.cache = caches.given(kwargs)
         if self.embeddings is None:
             self.embeddings = self.adapter.read_rotary(kwargs["position_embeddings"])
         if self.injection is not None and index:

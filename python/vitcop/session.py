@@ -159,7 +159,7 @@ class Handle:
         self._forget()
         arguments = self.adapter.arguments(args, kwargs)
         ids, mask = arguments.get("input_ids"), arguments.get("attention_mask")
-        caches.check_cache(arguments.get("past_key_values"))
+        caches.check_cache(caches.given(arguments))
         if mask is not None and (not isinstance(mask, Tensor) or mask.dim() != 2):
             what = f"{mask.dim()} dimensions" if isinstance(mask, Tensor) else type(mask).__name__
             raise NotImplementedError(f"attention_mask: expected a padding mask [batch, length], got {what}")
@@ -170,7 +170,7 @@ class Handle:
                 return
             ids = self.adapter.ids_of(embeds)
         # Not read: decoding steps, and candidates of assisted decoding, which may quote the prompt's placeholders.
-        if visual or (ids.shape[1] > 1 and caches.seen(arguments.get("past_key_values")) == 0):
+        if visual or (ids.shape[1] > 1 and caches.seen(caches.given(arguments)) == 0):
             prompt = read_prompt(ids, self.adapter.visual_ids, mask)
             if visual != any(prompt.counts):
                 found = "none in input_ids" if visual else f"{sum(prompt.counts)} in input_ids but no images"
@@ -189,7 +189,7 @@ class Handle:
         from .run import Run
 
         self._end_run()
-        cache, embeds = kwargs.get("past_key_values"), kwargs.get("inputs_embeds")
+        cache, embeds = caches.given(kwargs), kwargs.get("inputs_embeds")
         state = caches.state_of(cache)
         if embeds is None or (state is None and (not self._tokens or self._prompt is None)):
             return None
