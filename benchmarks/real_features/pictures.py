@@ -16,7 +16,7 @@ from .measure import D_C, PRESETS, TAU, Tokens, cluster, kept, saliency_of, toke
 from .photographs import load, title
 from .vit import VisionTransformer
 
-SHOWN = ("astronaut.png", "chelsea.png", "coffee.png", "motorcycle_left.png", "rocket.jpg")  # all in the public domain
+SHOWN = ("astronaut.png", "chelsea.png", "coffee.png", "camera.png", "rocket.jpg")  # all CC0 or in the public domain
 OTHERS = "#6e7781"  # clusters that have no colour of their own
 LIMIT = 400_000  # bytes
 
