@@ -54,7 +54,7 @@ def result(model: vit.VisionTransformer, weights: Path) -> dict[str, Any]:
             "blocks": model.depth, "block": model.depth - 2, "heads": model.heads, "patch": model.patch,
             "width": model.weights["layernorm.weight"].numel(), "clip_width": measure.CLIP_WIDTH,
             "d_c": measure.D_C, "tau": measure.TAU, "presets": measure.PRESETS, "quantiles": measure.QUANTILES,
-            "d2_error_stated": measure.STATED, "side": SIDES[0], "own_side": SIDES[1],
+            "side": SIDES[0], "own_side": SIDES[1],
             "photographs": photographs.PHOTOGRAPHS, "hard": photographs.HARD,
         },
         "pictures": {

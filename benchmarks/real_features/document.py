@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .measure import STATED
 from .photographs import title
 
 ROOT = Path(__file__).parents[2]
@@ -55,7 +56,7 @@ def claims(result: Numbers) -> list[Claim]:
     settings, rows = result["settings"], result["pictures"][str(result["settings"]["side"])]
     every, runs = list(rows.values()), presets(rows)
     sets = [row[which] for row in every for which in ("all", "kept")]
-    d_c, tau, stated = settings["d_c"], settings["tau"], settings["d2_error_stated"]
+    d_c, tau, stated = settings["d_c"], settings["tau"], STATED
     same = [min(run["agreement"][part] for part in ("labels", "centers", "parent")) for run in runs]
     equal, ties = ([one[name] for one in sets] for name in ("duplicates", "ties_truth"))
     vanished = [one["density"]["paper"]["vanished"] for one in sets]

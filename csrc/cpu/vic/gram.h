@@ -4,7 +4,7 @@
 // q_ij = q_ji and duplicates agree to the bit about every third token. Its rounding error stays below 260 *
 // 2^-24 * |x||y| and behaves like a random walk: about 2^-22 * |x||y|. A q below kRepair * (|x|^2 + |y|^2) is
 // taken again from differences (relative error below (d / 64 + 12) * 2^-24). So the relative error of q is
-// about 1e-6 on ordinary tokens, and 1.1e-5 was the most ever measured (just above the threshold).
+// about 1e-6 on ordinary tokens, and 2.2e-5 was the most ever measured (just above the threshold).
 #pragma once
 
 #include "cpu/vic/rows.h"
