@@ -1,7 +1,7 @@
 """Train vitcop-tiny from scratch: `python -m training.train --out DIR`. It goes on where it was stopped.
 
 1. vision: the tower alone, with heads that are thrown away (see model.WarmUpHeads).
-2. decoder: projector and decoder on packed questions; the tower learns along at a lower rate from half-way on.
+2. decoder: projector and decoder on packed questions; the tower stays as it is.
 
 Everything follows from the seed: a batch from its number, and the order of the batches. AdamW, cosine schedules.
 """
@@ -24,7 +24,6 @@ SETTINGS = {
     "vision": {"steps": 2200, "size": 32, "length": 0, "rate": 1.5e-3, "decay": 0.05, "flat": 0.4},
     "decoder": {"steps": 3600, "size": 10, "length": 320, "rate": 1e-3, "decay": 0.02, "flat": 0.5},
 }
-TOWER_FROM, TOWER_RATE = 0.4, 0.15  # share of the steps after which the tower learns too, and its share of the rate
 
 
 def rate_at(step: int, steps: int, flat: float) -> float:
@@ -77,12 +76,11 @@ def train(phase: str, out: Path, seed: int, minutes: float, compiled: bool = Fal
     steps, begin = int(settings["steps"]), time.time()
     model = tiny.build(seed).to(device)
     heads = tiny.WarmUpHeads().to(device)
-    tower = list(model.model.vision_tower.parameters()) + list(heads.parameters())
-    rest = [p for name, p in model.named_parameters() if "vision_tower" not in name]
-    groups = [{"params": tower, "share": 1.0 if phase == "vision" else TOWER_RATE}]
-    if phase == "decoder":
-        groups.append({"params": rest, "share": 1.0})
-    optimizer = torch.optim.AdamW(groups, lr=settings["rate"], weight_decay=settings["decay"], betas=(0.9, 0.98))
+    if phase == "vision":
+        learns = [*model.model.vision_tower.parameters(), *heads.parameters()]
+    else:
+        learns = [p for name, p in model.named_parameters() if "vision_tower" not in name]
+    optimizer = torch.optim.AdamW(learns, lr=settings["rate"], weight_decay=settings["decay"], betas=(0.9, 0.98))
     start = 0
     found = path if path.exists() else out / "vision.pt" if phase == "decoder" else None
     if found is not None and found.exists():
@@ -102,15 +100,13 @@ def train(phase: str, out: Path, seed: int, minutes: float, compiled: bool = Fal
     model.train()
     last, total, count = begin, 0.0, 0
     for step, batch in batches(phase, start, seed, device):
-        for group in optimizer.param_groups:
-            group["lr"] = settings["rate"] * group["share"] * rate_at(step, steps, settings["flat"])
+        optimizer.param_groups[0]["lr"] = settings["rate"] * rate_at(step, steps, settings["flat"])
         with torch.autocast(device.type, torch.bfloat16):
             generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
             squeezed = places(len(batch["pixels"]), generator, device)
-            loss = loss_of(model, heads, batch, squeezed, step >= TOWER_FROM * steps)
+            loss = loss_of(model, heads, batch, squeezed)
         loss.backward()
-        for group in optimizer.param_groups:
-            nn.utils.clip_grad_norm_(group["params"], 1.0)
+        nn.utils.clip_grad_norm_(learns, 1.0)
         optimizer.step()
         optimizer.zero_grad()
         total, count = total + loss.item(), count + 1
@@ -126,17 +122,17 @@ def train(phase: str, out: Path, seed: int, minutes: float, compiled: bool = Fal
     return True
 
 
-def vision_loss(model: Any, heads: Any, batch: dict[str, Tensor], ids_of_patches: Tensor, learns: bool) -> Tensor:
-    return heads(*tiny.see(model, batch["pixels"]), batch)
+def vision_loss(model: Any, heads: Any, batch: dict[str, Tensor], ids_of_patches: Tensor) -> Tensor:
+    loss: Tensor = heads(*tiny.see(model, batch["pixels"]), batch)
+    return loss
 
 
-def decoder_loss(model: Any, heads: Any, batch: dict[str, Tensor], ids_of_patches: Tensor, learns: bool) -> Tensor:
-    """Of the answers alone; `learns`: the tower learns too."""
-    with torch.set_grad_enabled(learns):
-        features, pooled = tiny.see(model, batch["pixels"])
+def decoder_loss(model: Any, heads: Any, batch: dict[str, Tensor], ids_of_patches: Tensor) -> Tensor:
+    """Of the answers alone."""
+    with torch.no_grad():
+        features, _ = tiny.see(model, batch["pixels"])
     logits = answers(model, features, batch, ids_of_patches)
-    loss = nn.functional.cross_entropy(logits.flatten(0, 1).float(), batch["target"].flatten(), ignore_index=-1)
-    return loss + 0.3 * heads(features, pooled, batch) if learns else loss
+    return nn.functional.cross_entropy(logits.flatten(0, 1).float(), batch["target"].flatten(), ignore_index=-1)
 
 
 LOSSES = {"vision": vision_loss, "decoder": decoder_loss}
