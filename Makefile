@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 BUILD_TOOLS := "setuptools>=77" "cmake>=3.24" ninja pybind11
 NATIVE := CMakeLists.txt setup.py $(shell find csrc -name '*.cpp' -o -name '*.h')
 
-.PHONY: demo test test-transformers-4 test-eval lint format bench gpu-report aot features readme wheel build clean
+.PHONY: demo test test-transformers-4 test-eval lint format bench gpu-report aot features quality readme wheel build clean
 
 demo: build
 	$(BIN)/vitcop run --out out/demo
@@ -36,6 +36,10 @@ format: build
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(filter csrc/%,$(NATIVE))
+
+# Every table and figure of docs/quality.md, from committed answers.
+quality: build
+	$(BIN)/python -m benchmarks.quality report
 
 bench: build
 	$(BIN)/python -m benchmarks.ratios

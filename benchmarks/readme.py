@@ -13,6 +13,7 @@ from typing import Any
 
 from benchmarks import features
 from benchmarks.gpu.tables import readme_block
+from benchmarks.quality import document as quality
 
 ROOT = Path(__file__).parent.parent
 README, DEMO, RESULTS = ROOT / "README.md", ROOT / "docs" / "demo.txt", ROOT / "benchmarks" / "results" / "cpu"
@@ -71,19 +72,24 @@ def blocks() -> dict[str, str]:
         "" if prefill is None else prefill_lines(prefill),
     ]
     found = {"demo": f"```\n{demo}\n```", "bench": "\n\n".join(filter(None, bench)), "gpu": readme_block(gpu_results())}
+    found["quality"] = quality.readme_block()
     if "<!-- begin features -->" in README.read_text():
         found["features"] = features.markdown(json.loads(features.TABLE.read_text()))
     return found
 
 
-def generated() -> str:
-    text = README.read_text()
-    for name, block in blocks().items():
-        pattern = re.compile(rf"(<!-- begin {name} -->\n).*?(<!-- end {name} -->)", re.DOTALL)
+def fill(text: str, blocks: dict[str, str], name: str) -> str:
+    """`text` of the file called `name` with its generated blocks written anew."""
+    for mark, block in blocks.items():
+        pattern = re.compile(rf"(<!-- begin {mark} -->\n).*?(<!-- end {mark} -->)", re.DOTALL)
         if not pattern.search(text):
-            raise SystemExit(f"README.md: no block named {name}")
+            raise SystemExit(f"{name}: no block named {mark}")
         text = pattern.sub(lambda match, block=block: f"{match[1]}{block}\n{match[2]}", text)
     return text
+
+
+def generated() -> str:
+    return fill(README.read_text(), blocks(), README.name)
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 import vitcop
 from vitcop.adapters import adapter_for
 from vitcop.methods.base import Method
+from vitcop.report import Report
 
 # What Vicuna was trained on; checkpoints without a chat template of their own are asked with it.
 VICUNA = (
@@ -43,6 +44,7 @@ class Answerer:
             processor.tokenizer.pad_token = processor.tokenizer.eos_token
         self.kept: list[float] = []  # visual tokens of each prefill, mean of layers
         self.seen: list[float] = []  # visual tokens of each prefill before pruning
+        self.report: Report | None = None  # of the latest batch with visual tokens
 
     def question(self, text: str, images: int = 0, videos: int = 0, template: str | None = None) -> str:
         """A question as the model was trained to be asked, its pictures in front where it does not place them itself.
@@ -150,6 +152,7 @@ class Answerer:
         with vitcop.prune(self.model, self.method) as report:
             yield
         if report.stages:
+            self.report = report
             self.kept.append(report.mean_tokens)
             self.seen.append(sum(report.visual_tokens) / max(1, sum(n > 0 for n in report.visual_tokens)))
 

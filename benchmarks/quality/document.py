@@ -1,0 +1,218 @@
+"""docs/quality.md and the README's table, from committed answers. Nothing in them is typed by hand."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from benchmarks.markdown import table
+
+from . import claims, figures
+from .questions import LISTS, TASKS
+from .results import KEPT_FROM, Results
+from .scores import Interval, difference, retained
+from .settings import LAYERS, MAIN, METHODS, RETENTIONS, SEEDS, feasible, vitcop
+
+DOCS = Path(__file__).parents[2] / "docs"
+NAMES = {
+    "vitcop": "ViTCoP", "fastv": "FastV", "sparsevlm": "SparseVLM", "pyramiddrop": "PyramidDrop",
+    "visionzip": "VisionZip", "divprune": "DivPrune",
+}  # fmt: skip
+
+
+def percent(value: float, digits: int = 1) -> str:
+    return f"{100 * value:.{digits}f}"
+
+
+def spread(found: Interval) -> str:
+    return f"{percent(found.value)} [{percent(found.low)}, {percent(found.high)}]"
+
+
+def signed(found: Interval) -> str:
+    """A difference, in bold where its interval leaves 0 out."""
+    text = f"{100 * found.value:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
+    return f"**{text}**" if found.excludes_zero else text
+
+
+class Page:
+    """The tables of one split."""
+
+    def __init__(self, results: Results) -> None:
+        self.results, self.tasks = results, results.kept
+        self.names = [TASKS[task] for task in self.tasks]
+
+    def retained(self, name: str) -> Interval:
+        return retained(self.results.answered(name), self._full(name), self.tasks)
+
+    def against(self, first: str, second: str) -> Interval:
+        pictures = min(self.results.pictures(first), self.results.pictures(second))
+        sides = (self.results.answered(name, pictures) for name in (first, second, "unpruned"))
+        return difference(*sides, self.tasks)
+
+    def _full(self, name: str) -> "object":
+        return self.results.answered("unpruned", self.results.pictures(name))
+
+    def cells(self, name: str) -> list[str]:
+        """Accuracy of each task, and in brackets what is left of the unpruned model's, as in the paper's Table 1."""
+        accuracy = self.results.answered(name).accuracy()
+        full = self.results.answered("unpruned", self.results.pictures(name)).accuracy()
+        return [f"{percent(accuracy[t])} ({percent(accuracy[t] / full[t], 0)})" for t in self.tasks]
+
+    def tokens(self, name: str) -> str:
+        found = self.results.found[name]
+        return f"{found['tokens']:.1f}" if "tokens" in found else "196.0"
+
+    def costs(self, name: str) -> list[str]:
+        """Visual tokens of a layer, and the decoder's prefill as a share of the unpruned one's."""
+        found = self.results.found[name]
+        if "flops" not in found:
+            return ["196.0", "100"]
+        return [f"{found['tokens']:.1f}", percent(found["flops"] / found["flops_unpruned"], 0)]
+
+    # -- the model -----------------------------------------------------------------------------------------------------
+
+    def model(self) -> str:
+        """What it can do, what guessing is worth, and where it looks."""
+        whole, blind = (self.results.answered(name) for name in ("unpruned", "hidden-0"))
+        rows = []
+        for number, task in enumerate(TASKS):
+            score = "F1 of the things named" if task in LISTS else "exact"
+            kept = "yes" if number in self.tasks else f"no: below {percent(KEPT_FROM, 0)}"
+            counts = int(whole.counts[:, number].sum())
+            row = [percent(x.accuracy()[number]) for x in (whole, blind)]
+            rows.append([task, self.example(task), str(counts), score, *row, kept])
+        return table(["task", "example", "questions", "score", "unpruned", "no picture", "in the study"], rows, left=2)
+
+    def example(self, task: str) -> str:
+        item = next(item for item in self.results.items if item.task == task)
+        return f"{item.question}? *{item.answer}*"
+
+    def depth(self) -> str:
+        """Retained without a picture from each layer on, by task."""
+        rows = []
+        for layer in range(LAYERS):
+            name = f"hidden-{layer}"
+            if name in self.results:
+                rows.append([str(layer), *self.cells(name), spread(self.retained(name))])
+        return table(["hidden from layer", *self.names, "retained, % [95 %]"], rows)
+
+    # -- tables --------------------------------------------------------------------------------------------------------
+
+    def main(self, tasks: bool = True) -> str:
+        """Table 1: every method at every budget."""
+        rows = [["unpruned", *(self.cells("unpruned") if tasks else []), "100", *self.costs("unpruned"), "", ""]]
+        for budget in RETENTIONS:
+            rows.append([f"**retention {budget} %**", *[""] * (len(rows[0]) - 1)])
+            rows += [self._method(method, budget, tasks) for method in METHODS]
+            rows += [self._baseline(kind, budget, tasks) for kind in ("uniform", *(f"random{seed}" for seed in SEEDS))]
+        names = self.names if tasks else []
+        head = ["method", *names, "retained, % [95 %]", "tokens", "FLOPs, %", "minus random", "minus ViTCoP"]
+        return table(head, rows)
+
+    def _method(self, method: str, budget: str, tasks: bool) -> list[str]:
+        name = f"{method}-{budget}"
+        if name not in self.results:
+            assert not feasible(METHODS[method](RETENTIONS[budget]))
+            blank = [""] * (len(self.tasks) if tasks else 0)
+            return [NAMES[method], *blank, "cannot average so few", "", "", "", ""]
+        random = f"visionzip-{budget}-random0" if method == "divprune" else f"{name}-random0"
+        ours = "" if method == "vitcop" else signed(self.against(name, f"vitcop-{budget}"))
+        return [
+            NAMES[method], *(self.cells(name) if tasks else []), spread(self.retained(name)), *self.costs(name),
+            signed(self.against(name, random)), ours,
+        ]  # fmt: skip
+
+    def _baseline(self, kind: str, budget: str, tasks: bool) -> list[str]:
+        name = f"vitcop-{budget}-{kind}"
+        shown = f"{kind.rstrip('0123456789')}, ViTCoP's schedule"
+        return [
+            f"*{shown}*", *(self.cells(name) if tasks else []), spread(self.retained(name)), *self.costs(name), "",
+            signed(self.against(name, f"vitcop-{budget}")),
+        ]  # fmt: skip
+
+    def nominal(self) -> str:
+        """FastV with the budget spent after its cut, as the paper's scripts count."""
+        rows = []
+        for budget in RETENTIONS:
+            for name, label in (
+                (f"fastv-nominal-{budget}", "FastV, counted after its cut"),
+                (f"vitcop-{budget}", "ViTCoP"),
+            ):
+                rows.append([label, f"{budget} %", spread(self.retained(name)), *self.costs(name)])
+        return table(["method", "called", "retained, % [95 %]", "tokens", "FLOPs, %"], rows, left=2)
+
+    def variants(self, rows: Iterable[tuple[str, str]], base: str) -> str:
+        """Other settings of ViTCoP beside its default."""
+        lines = []
+        for label, name in rows:
+            gap = "" if name == base else signed(self.against(name, base))
+            lines.append([label, *self.cells(name), spread(self.retained(name)), *self.costs(name), gap])
+        return table(["", *self.names, "retained, % [95 %]", "tokens", "FLOPs, %", "minus default"], lines)
+
+    def ablations(self, budget: str) -> str:
+        rows = [
+            ("ViTCoP", f"vitcop-{budget}"),
+            ("attention instead of key norms", f"ablation-{budget}-attention"),
+            ("key norms alone, no clusters", f"ablation-{budget}-key_norm_only"),
+            ("without Stage I", f"ablation-{budget}-no_stage1"),
+            ("without Stage III", f"ablation-{budget}-no_stage3"),
+        ]
+        return self.variants(rows, f"vitcop-{budget}")
+
+    def semantics(self, budget: str) -> str:
+        base = f"vitcop-{budget}"
+        prefix = f"semantics-{budget}-"
+        names = sorted(name for name in self.results.found if name.startswith(prefix))
+        rows = [("paper (default)", base), ("all of the released code", f"{prefix}released")]
+        rows += [(f"alone: {name.removeprefix(prefix)}", name) for name in names if name != f"{prefix}released"]
+        return self.variants(rows, base)
+
+    def layers(self) -> str:
+        """Table 7."""
+        prefix = f"layers-{MAIN}-"
+        places = sorted(
+            tuple(map(int, name.removeprefix(prefix).split("-")))
+            for name in self.results.found
+            if name.startswith(prefix)
+        )
+        rows = [(f"l_s = {shallow}, l_d = {deep}", f"{prefix}{shallow}-{deep}") for shallow, deep in places]
+        default = vitcop(retention=RETENTIONS[MAIN])
+        return self.variants(rows, f"{prefix}{default.shallow_layer}-{default.deep_layer}")
+
+    def tuning(self) -> str:
+        """One option at a time, on the split that this page's results are of."""
+        names = (name for name in self.results.found if name.startswith("tuning-"))
+        base = f"vitcop-{MAIN}"
+        rows = [(name.removeprefix("tuning-").replace("-", " = ", 1), name) for name in sorted(names)]
+        return self.variants([("default", base), *rows], base)
+
+    def claims(self) -> str:
+        return table(["claim of the paper", "on vitcop-tiny", "holds"], claims.rows(self), left=3)
+
+
+def blocks(page: Page, validation: Page) -> dict[str, str]:
+    """What stands between the marks of docs/quality.md."""
+    results = page.results
+    one = results.found["unpruned"]
+    return {
+        "facts": (
+            f"{len(results.items)} questions about {results.pictures('unpruned')} pictures of the {results.split} "
+            f"split; weights {one['checkpoint_sha256'][:12]}; {one['machine']['processor']}, torch "
+            f"{one['machine']['torch']}."
+        ),
+        "model": page.model(), "depth": page.depth(), "main": page.main(), "nominal": page.nominal(),
+        "ablations": "\n\n".join(f"Retention {b} %:\n\n{page.ablations(b)}" for b in ("22.2", MAIN)),
+        "semantics": "\n\n".join(f"Retention {b} %:\n\n{page.semantics(b)}" for b in ("22.2", MAIN)),
+        "layers": page.layers(), "tuning": validation.tuning(), "claims": page.claims(),
+    }  # fmt: skip
+
+
+def readme_block() -> str:
+    page = Page(Results.read("test"))
+    return page.main(tasks=False)
+
+
+def write() -> None:
+    from benchmarks.readme import fill
+
+    path, page = DOCS / "quality.md", Page(Results.read("test"))
+    path.write_text(fill(path.read_text(), blocks(page, Page(Results.read("validation"))), path.name))
+    figures.draw(page, DOCS / "quality")

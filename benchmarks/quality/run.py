@@ -1,0 +1,109 @@
+"""Ask every question under one setting, and keep the answers."""
+
+import hashlib
+import json
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.harness import RESULTS, commit, machine
+from vitcop.evaluation.answering import Answerer, Prompt
+from vitcop.methods.base import Method
+
+from .prefix import TowerPrefix
+from .questions import LONGEST, Item
+
+FOLDER = RESULTS / "quality"
+
+
+class Study:
+    """vitcop-tiny, the pictures and the questions of a split. Needs the extra `training`."""
+
+    def __init__(self, split: str, checkpoint: Path, pictures: int | None = None, batch_size: int = 64) -> None:
+        from transformers import AutoModelForImageTextToText, AutoProcessor
+
+        from .questions import ask
+
+        self.split, self.batch_size = split, batch_size
+        self.images, self.items = ask(split, pictures)
+        model = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.float32, use_safetensors=True)
+        self.answerer = Answerer(model.eval(), AutoProcessor.from_pretrained(checkpoint), None)
+        pixels = self.answerer.processor.image_processor(images=self.images, return_tensors="pt")["pixel_values"]
+        self.prefix = TowerPrefix(model, pixels)
+        self.sha256 = hashlib.sha256((checkpoint / "model.safetensors").read_bytes()).hexdigest()
+
+    def answers(self, method: Method | None, pictures: int | None = None) -> dict[str, Any]:
+        """The answers in the order of the items, and what the prefills cost; of the first pictures, or of all."""
+        asked_items = [item for item in self.items if pictures is None or item.picture < pictures]
+        asked = self.answerer
+        asked.method = method
+        answers: list[str] = [""] * len(asked_items)
+        costs: dict[str, list[float]] = {"tokens": [], "flops": [], "flops_unpruned": [], "selection_ms": []}
+        begin = time.perf_counter()
+        for rows in batches(asked_items, self.batch_size):
+            items = [asked_items[row] for row in rows]
+            prompts = [Prompt(asked.question(item.question, images=1), [self.images[item.picture]]) for item in items]
+            with self.prefix([item.picture for item in items]):
+                texts = asked.generate(prompts, max_new_tokens=LONGEST.get(items[0].task, 3), do_sample=False)
+            for row, (text, _) in zip(rows, texts, strict=True):
+                answers[row] = text.strip()
+            if method is not None and asked.report is not None:
+                found = asked.report
+                flops, each = found.flops, 1000 * found.selection_seconds / len(rows)
+                values = (found.mean_tokens, flops.counter, flops.counter_unpruned, each)
+                for name, value in zip(costs, values, strict=True):
+                    costs[name] += [value] * len(rows)
+        means = {name: statistics.fmean(values) for name, values in costs.items() if values}
+        pictures = 1 + max(item.picture for item in asked_items)
+        return {"pictures": pictures, **means, "seconds": time.perf_counter() - begin, "answers": answers}
+
+
+def batches(items: Sequence[Item], size: int) -> list[list[int]]:
+    """Rows of questions of one task, whose answers are about as long."""
+    tasks: dict[str, list[int]] = {}
+    for row, item in enumerate(items):
+        tasks.setdefault(item.task, []).append(row)
+    return [rows[at : at + size] for rows in tasks.values() for at in range(0, len(rows), size)]
+
+
+def keep_questions(split: str, items: Sequence[Item]) -> None:
+    """What was asked, so that answers can be scored without the pictures."""
+    path = path_of(split, "questions")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = ",\n ".join(json.dumps(list(vars(item).values())) for item in items)
+    path.write_text(f'{{"items": [\n {rows}\n]}}\n')
+
+
+def path_of(split: str, name: str) -> Path:
+    return FOLDER / split / f"{name}.json"
+
+
+def keep(study: Study, name: str, method: Method | None, found: dict[str, Any]) -> None:
+    """Write one result file; its list of answers takes one line."""
+    answers = json.dumps(found.pop("answers"))
+    text = json.dumps(_about(study, name) | {"method": describe(method)} | found, indent=1)
+    path_of(study.split, name).write_text(f'{text[:-2]},\n "answers": {answers}\n}}\n')
+
+
+def keep_looks(study: Study, found: dict[str, Any]) -> None:
+    path_of(study.split, "looks").write_text(json.dumps(_about(study, "looks") | found) + "\n")
+
+
+def _about(study: Study, name: str) -> dict[str, Any]:
+    return {
+        "benchmark": "quality", "setting": name, "split": study.split, "checkpoint_sha256": study.sha256,
+        "commit": commit(), "machine": machine(),
+    }  # fmt: skip
+
+
+def describe(method: Method | None) -> str:
+    """The method as one would write it, without what is None or another method's field by default."""
+    if method is None:
+        return "none"
+    given = {name: value for name, value in vars(method).items() if value is not None and not name.startswith("_")}
+    inner = ", ".join(f"{k}={describe(v) if isinstance(v, Method) else repr(v)}" for k, v in given.items())
+    return f"{type(method).__name__}({inner})"

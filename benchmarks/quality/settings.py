@@ -1,0 +1,171 @@
+"""What is asked: methods at budgets, ablations, layers, and each choice between the paper and the released code.
+
+Published layers are meant for 32 layers; vitcop-tiny has 12, and every method is moved to the same relative depth.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from vitcop import FastV, PyramidDrop, SparseVLM, VisionZip, ViTCoP, budget
+from vitcop.methods import DivPrune, Method, Random, Uniform
+
+from .probes import RANKINGS, Hidden, Ranked
+
+LAYERS = 12
+RETENTIONS = {"33.3": 1 / 3, "22.2": 2 / 9, "11.1": 1 / 9, "5.6": 1 / 18}  # in per cent, as results are named
+SEEDS = (0, 1, 2)  # of random choices
+MAIN = "11.1"  # the budget of ablations, as in the paper's Table 4
+
+
+def depth(published: int) -> int:
+    """A layer of 32 at its relative depth, not before the second layer."""
+    return max(1, round(published * LAYERS / 32))
+
+
+SHALLOW, DEEP = depth(2), depth(22)
+
+
+def vitcop(**options: Any) -> ViTCoP:
+    return ViTCoP(**{"shallow_layer": SHALLOW, "deep_layer": DEEP, **options})
+
+
+def fastv(retention: float) -> Method:
+    return FastV(retention=retention, layer=depth(2))
+
+
+def pyramiddrop(retention: float) -> Method:
+    return PyramidDrop(retention=retention, layers=[depth(layer) for layer in (2, 10, 20)])
+
+
+def sparsevlm(retention: float) -> Method:
+    return SparseVLM(retention=retention, layers=[depth(layer) for layer in (3, 7, 16)])
+
+
+def visionzip(retention: float) -> Method:
+    return VisionZip(retention=retention)
+
+
+def divprune(retention: float) -> Method:
+    return DivPrune(retention=retention)
+
+
+METHODS: dict[str, Callable[[float], Method]] = {
+    "vitcop": lambda retention: vitcop(retention=retention),
+    "fastv": fastv,
+    "sparsevlm": sparsevlm,
+    "pyramiddrop": pyramiddrop,
+    "visionzip": visionzip,
+    "divprune": divprune,
+}
+
+
+def feasible(method: Method, tokens: int = 196) -> bool:
+    """Whether the layers before its first cut leave a method any of its budget."""
+    try:
+        method.program(LAYERS).counts(tokens)
+    except ValueError:
+        return False
+    return True
+
+
+def methods() -> Iterator[tuple[str, Method | None]]:
+    """Every method at every budget, and at its schedule the baselines that it should beat."""
+    yield "unpruned", None
+    for percent, retention in RETENTIONS.items():
+        for name, make in METHODS.items():
+            method = make(retention)
+            if not feasible(method):
+                continue
+            yield f"{name}-{percent}", method
+            if name == "divprune":
+                continue  # its schedule is VisionZip's
+            yield f"{name}-{percent}-uniform", Uniform(schedule_of=method)
+            for seed in SEEDS if name == "vitcop" else SEEDS[:1]:
+                yield f"{name}-{percent}-random{seed}", Random(schedule_of=method, seed=seed)
+
+
+def nominal() -> Iterator[tuple[str, Method | None]]:
+    """The budgets as the paper's scripts count them: tokens after one cut, the layers before it for free."""
+    for percent, retention in RETENTIONS.items():
+        kept = budget.keep(196, retention)
+        yield f"fastv-nominal-{percent}", FastV(kept=kept, layer=depth(2))
+
+
+def ablations() -> Iterator[tuple[str, Method | None]]:
+    """Table 4: the same layers and average for all."""
+    for percent in ("22.2", MAIN):
+        retention = RETENTIONS[percent]
+        yield f"ablation-{percent}-attention", vitcop(retention=retention, saliency="attention")
+        yield f"ablation-{percent}-key_norm_only", vitcop(retention=retention, saliency="key_norm_only")
+        yield f"ablation-{percent}-no_stage1", vitcop(retention=retention, stage1_ratio=1.0)
+        yield f"ablation-{percent}-no_stage3", vitcop(retention=retention, deep_share=1.0)
+
+
+def layers() -> Iterator[tuple[str, Method | None]]:
+    """Table 7: the stages elsewhere, the average the same."""
+    for shallow in (1, 2, 3):
+        for deep in (4, 5, 6, 7, 8, 9, 10):
+            method = ViTCoP(retention=RETENTIONS[MAIN], shallow_layer=shallow, deep_layer=deep)
+            if feasible(method):
+                yield f"layers-{MAIN}-{shallow}-{deep}", method
+
+
+def semantics() -> Iterator[tuple[str, Method | None]]:
+    """The released code, and each of its differences from the paper alone."""
+    alone = {
+        "heads": "mean", "key_source": "previous", "merge": "anchor_plus_mean", "quota": "released",
+        "positions": "original", "features": "hidden",
+    }  # fmt: skip
+    for percent in ("22.2", MAIN):
+        retention = RETENTIONS[percent]
+        yield f"semantics-{percent}-released", vitcop(retention=retention, semantics="released")
+        yield f"semantics-{percent}-released_positions", vitcop(retention=retention, positions="released")
+        for name, value in alone.items():
+            yield f"semantics-{percent}-{name}_{value}", vitcop(retention=retention, **{name: value})
+
+
+def hidden() -> Iterator[tuple[str, Method | None]]:
+    """Where the model reads the picture."""
+    for layer in range(LAYERS):
+        yield f"hidden-{layer}", Hidden(layer)
+
+
+def rankings() -> Iterator[tuple[str, Method | None]]:
+    """Figure 2b and 3b: one ranking, one cut."""
+    for percent in (80, 60, 40, 20, 10, 5):
+        for ranking in RANKINGS:
+            layers = (0,) if ranking == "cls" else (SHALLOW,) if ranking != "random" else (0, SHALLOW)
+            for layer in layers:
+                yield f"ranking-{ranking}-{layer}-{percent}", Ranked(ranking, percent / 100, layer)
+
+
+OPTIONS: dict[str, tuple[Any, ...]] = {
+    "d_c": (1.0, 2.0, 4.0, 16.0), "tau": (0.2, 0.4, 2.0), "center_ratio": (0.06, 0.24, 0.4),
+    "stage1_ratio": (0.2, 0.4, 0.5), "deep_share": (0.05, 0.4, 1.0), "saliency": ("attention",),
+    "features": ("hidden",), "merge": ("anchor_plus_mean",), "positions": ("original",), "shallow_layer": (2, 3),
+}  # fmt: skip
+"""What is varied, one at a time, on the validation split."""
+
+
+def tuning() -> Iterator[tuple[str, Method | None]]:
+    yield "unpruned", None
+    yield f"vitcop-{MAIN}", vitcop(retention=RETENTIONS[MAIN])
+    for name, values in OPTIONS.items():
+        for value in values:
+            yield f"tuning-{name}-{value}", vitcop(retention=RETENTIONS[MAIN], **{name: value})
+
+
+GROUPS: dict[str, Callable[[], Iterator[tuple[str, Method | None]]]] = {
+    "methods": methods, "nominal": nominal, "ablations": ablations, "semantics": semantics, "layers": layers,
+    "hidden": hidden, "rankings": rankings,
+}  # fmt: skip
+VALIDATION = {"tuning": tuning}
+"""What is asked on the validation split, so that nothing is chosen by the answers that are reported."""
+FEWER = {"layers": 180, "hidden": 180, "rankings": 180}
+"""Pictures that are asked about in groups where no two settings are close."""
+
+
+def settings_of(split: str, groups: Iterable[str] = ()) -> dict[str, tuple[Method | None, int | None]]:
+    """Methods and numbers of pictures (None: all) by the name of their setting, of all groups unless some are named."""
+    known = GROUPS if split == "test" else VALIDATION
+    return {name: (method, FEWER.get(group)) for group in (list(groups) or known) for name, method in known[group]()}
