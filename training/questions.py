@@ -10,9 +10,7 @@ ROWS, COLS = ("top", "middle", "bottom"), ("left", "center", "right")
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight")
 NEIGHBOURS = {"left of": (0, -1), "right of": (0, 1), "above": (-1, 0), "below": (1, 0)}
 SPECIAL = ("<pad>", "<bos>", "<eos>", "<image>", "<unk>")
-OTHERS = (
-    "what color is the at where of how many digits shapes there a yes no list row everything above below nothing"
-)
+OTHERS = "what color is the at where of how many digits shapes there a yes no list row everything above below nothing"
 WORDS = tuple(dict.fromkeys((*SPECIAL, *KINDS, *COLOR_NAMES, *ROWS, *COLS, *NUMBERS, *OTHERS.split())))
 
 Question = tuple[str, str]  # question and answer, words separated by blanks
