@@ -80,11 +80,12 @@ def run_command(
     model: Annotated[
         str | None,
         typer.Option(
-            help="A Hugging Face checkpoint: folder or hub id. Without it: the embedded LLaVA, with random weights."
+            help="A Hugging Face checkpoint: folder or hub id. Without it: vitcop-tiny, which knows digits and shapes. "
+            "'random': LLaVA-1.5's geometry, narrow, with random weights."
         ),
     ] = None,
-    image: Annotated[str | None, typer.Option(help="A photograph. Without it: the one that comes with vitcop.")] = None,
-    prompt: Annotated[str, typer.Option(help="The question.")] = "What is on the table?",
+    image: Annotated[str | None, typer.Option(help="A picture. Without it: one that comes with vitcop.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="The question. (default: one about that picture)")] = None,
     retain: Annotated[int | None, typer.Option(help="Visual tokens kept, averaged over layers. (default: 64)")] = None,
     retention: Annotated[float | None, typer.Option(help="The same as a share of them, in (0, 1].")] = None,
     method: Annotated[
@@ -100,19 +101,21 @@ def run_command(
     ] = None,
     device: Annotated[str | None, typer.Option(help="(default: cuda if there is one, else cpu)")] = None,
     out: Annotated[Path, typer.Option(help="Folder for stages.png and report.json.")] = Path("vitcop-run"),
-    seed: Annotated[int | None, typer.Option(help="Seed of the embedded model's random weights.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the weights of --model random.")] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Measurements, of which the median is shown.")] = 3,
 ) -> None:
     """Answer a question about a photograph with and without pruning, and show what was kept, what it cost and saved."""
     missing = doctor.missing_extras(*NEEDED)
     if missing:
         _fail(f"`vitcop run` needs {', '.join(missing)}: pip install 'vitcop[cli]'")
-    from .compare import PHOTOGRAPH, UserError
+    from .compare import PHOTOGRAPH, PHOTOGRAPH_PROMPT, TINY_PICTURE, TINY_PROMPT, UserError
 
+    picture, question = (TINY_PICTURE, TINY_PROMPT) if model is None else (PHOTOGRAPH, PHOTOGRAPH_PROMPT)
     console = Console()
     try:
         _run(
-            console, model=model, image=PHOTOGRAPH if image is None else Path(image), prompt=prompt, retain=retain,
+            console, model=model, image=picture if image is None else Path(image),
+            prompt=question if prompt is None else prompt, retain=retain,
             retention=retention, name=method.value, semantics=None if semantics is None else semantics.value,
             max_new_tokens=max_new_tokens,
             dtype=None if dtype is None else dtype.value, device=device, out=out, seed=seed, repeats=repeats,
@@ -203,11 +206,14 @@ def _run(
         import torch
         import transformers
 
-        from .loading import load_checkpoint, load_embedded, pick_device
+        from .loading import RANDOM, TINY_NAME, load_checkpoint, load_embedded, load_tiny, pick_device
 
         transformers.utils.logging.set_verbosity_error()
         where = pick_device(device)
     if model is None:
+        with _step(console, f"loading {TINY_NAME} (no download)"):
+            loaded = load_tiny(where, dtype)
+    elif model == RANDOM:
         with _step(console, "making the embedded LLaVA (no download)"):
             loaded = load_embedded(where, dtype, seed)
     else:

@@ -1,4 +1,4 @@
-"""Models for `vitcop run`: the embedded one, a local folder, or a checkpoint of the Hugging Face hub."""
+"""Models for `vitcop run`: the two that come with vitcop, a local folder, or a checkpoint of the Hugging Face hub."""
 
 from pathlib import Path
 from typing import Any
@@ -7,6 +7,10 @@ import torch
 
 from .compare import Loaded, UserError, first_sentence
 
+TINY = Path(__file__).parent / "assets" / "tiny"
+TINY_NAME = "vitcop-tiny"
+RANDOM = "random"
+"""What `--model` calls the embedded LLaVA, of LLaVA-1.5's geometry and with random weights."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -30,6 +34,15 @@ def load_embedded(device: torch.device, dtype: str | None, seed: int | None) -> 
         device=device, dtype=DTYPES[dtype or "float32"]
     )
     return Loaded(model, embedded.build_processor(), embedded.NAME, random_weights=True)
+
+
+def load_tiny(device: torch.device, dtype: str | None) -> Loaded:
+    """vitcop-tiny, which answers questions about digits and shapes; nothing is downloaded. See training/README.md."""
+    from transformers import AutoProcessor, LlavaForConditionalGeneration
+
+    kind = DTYPES[dtype or "float32"]
+    model = LlavaForConditionalGeneration.from_pretrained(TINY, dtype=kind, use_safetensors=True)
+    return Loaded(model.to(device).eval(), AutoProcessor.from_pretrained(TINY), TINY_NAME, random_weights=False)
 
 
 def load_checkpoint(name: str, device: torch.device, dtype: str | None) -> Loaded:

@@ -15,7 +15,7 @@ pytest.importorskip("transformers")
 @pytest.fixture(scope="module")
 def demo(command, tmp_path_factory):
     out = tmp_path_factory.mktemp("demo") / "out"
-    done = command("run", "--out", out, "--repeats", "1", "--max-new-tokens", "4")
+    done = command("run", "--model", "random", "--out", out, "--repeats", "1", "--max-new-tokens", "4")
     assert done.returncode == 0, done.stderr
     return done.stdout, json.loads((out / "report.json").read_text()), out / "stages.png"
 
@@ -86,6 +86,20 @@ def test_run_takes_a_saved_checkpoint_an_image_of_any_shape_and_the_released_sem
     assert (out / "stages.png").stat().st_size > 50_000
 
 
+def test_vitcop_tiny_answers_right_pruned_and_unpruned(command, tmp_path):
+    done = command("run", "--repeats", "1", "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "report.json").read_text())
+    things = TINY_THINGS.read_text().strip()
+    assert report["visual_tokens"] == 196
+    assert report["mean_tokens"] == pytest.approx(64, abs=1)
+    for arm in ("unpruned", "pruned"):
+        assert report[arm]["answer"] == things
+        assert report[arm]["answer"] in " ".join(done.stdout.split())
+    assert report["random_weights"] is False
+    assert "noise" not in done.stdout
+
+
 def test_shipped_photograph_is_small_and_its_licence_is_stated():
     from vitcop.compare import PHOTOGRAPH
 
@@ -100,7 +114,8 @@ def test_readme_picture_is_small():
 
 
 def test_another_method_is_named_everywhere(command, tmp_path):
-    done = command("run", "--method", "sparsevlm", "--repeats", "1", "--max-new-tokens", "1", "--out", tmp_path)
+    few = ("--repeats", "1", "--max-new-tokens", "1")
+    done = command("run", "--model", "random", "--method", "sparsevlm", *few, "--out", tmp_path)
     assert done.returncode == 0, done.stderr
     for text in ("method: SparseVLM", "sparsevlm 1", "576 -> 82", "82 -> 32", "32 -> 18", "before layer 16"):
         assert text in done.stdout
@@ -121,4 +136,4 @@ def test_method_option_knows_every_method_and_says_what_is_wrong(command, tmp_pa
     assert "--semantics: expected with --method vitcop alone, got it with --method fastv" in done.stderr
     done = command("run", "--method", "fastv", "--retain", "20", "--out", tmp_path)
     assert done.returncode == 2
-    assert "infeasible budget: expected 36.9 to 576.0 of 576 visual tokens" in done.stderr
+    assert "infeasible budget: expected 33.5 to 196.0 of 196 visual tokens" in done.stderr

@@ -1,4 +1,4 @@
-"""What holds for each method of `METHODS`, and for the one of CONTRIBUTING.md."""
+"""What holds for each method of `METHODS`, and for those that the documents show."""
 
 import re
 from pathlib import Path
@@ -17,22 +17,24 @@ from vitcop.adapters import adapter_for
 from vitcop.methods import METHODS, Method
 from vitcop.methods.replay import Replay
 
-CONTRIBUTING = Path(__file__).parents[2] / "CONTRIBUTING.md"
+ROOT = Path(__file__).parents[2]
+SHOWN = {"MergeThenDrop": ROOT / "CONTRIBUTING.md", "SmallKeys": ROOT / "README.md"}
 
 
-def from_the_guide() -> Method:
-    section = CONTRIBUTING.read_text().split("## Add a method")[1].split("\n## ")[0]
-    (code,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+def from_the_docs(document: Path, name: str) -> Method:
+    """The method that a document shows, as a reader would copy it."""
+    blocks = re.findall(r"```python\n(.*?)```", document.read_text(), re.DOTALL)
+    (code,) = (block for block in blocks if f"class {name}(Method)" in block)
     names: dict[str, Any] = {}
     exec(code, names)
-    return names["MergeThenDrop"]()
+    return names[name]()
 
 
 def build(name: str) -> Method:
-    return from_the_guide() if name == "the guide" else METHODS[name](retention=0.55)  # type: ignore[call-arg]
+    return from_the_docs(SHOWN[name], name) if name in SHOWN else METHODS[name](retention=0.55)  # type: ignore[call-arg]
 
 
-@pytest.fixture(params=[*METHODS, "the guide"])
+@pytest.fixture(params=[*METHODS, *SHOWN])
 def method(request: pytest.FixtureRequest) -> Method:
     return build(request.param)
 
