@@ -124,7 +124,7 @@ def restarted(ids: Tensor, valid: Tensor | None) -> Tensor:
 
 
 def wanted_order(
-    compaction: Compaction, plans: dict[int, Plan], before: Sequence[Visible], after: Sequence[Visible]
+    compaction: Compaction, plans: dict[tuple[int, ...], Plan], before: Sequence[Visible], after: Sequence[Visible]
 ) -> Tensor | None:
     """[B, n'] which new slot belongs where, for plans that put outputs elsewhere than at their anchors; None: none do.
 
@@ -135,7 +135,7 @@ def wanted_order(
     unit = compaction.index.shape[1]  # more than outputs want one place
     key = (compaction.index + 1) * 3 * unit  # 0 for padding, which stays in front
     for old, new in zip(before, after, strict=True):
-        plan = plans.get(old.group.total)
+        plan = plans.get(old.group.images)
         if plan is not None and plan.places is not None:
             token = (plan.places + 1).div(3, rounding_mode="floor")
             wanted = 3 * old.slots.gather(1, token) + 3 + plan.places - 3 * token

@@ -146,17 +146,25 @@ class StageContext:
 
     @functools.cached_property
     def text_valid(self) -> Tensor:
-        prompt, slots = self._sources.prompt, self._visible.group.slots
+        prompt, end = self._sources.prompt, self._visible.group.end
         queries = prompt.embeddings.shape[1]
-        after = torch.arange(queries - prompt.tail, queries, device=slots.device) > slots[:, -1:]
+        after = torch.arange(queries - prompt.tail, queries, device=end.device) > end
         return after if prompt.valid is None else after & self._rows(prompt.valid[:, -prompt.tail :])
 
     def text_attention(self, raters: Tensor, source: str = "layer") -> Tensor:
-        rows = self._visible.group.rows
-        if rows is not None:  # the others have no raters
-            everyone = raters.new_zeros((self._sources.hidden.shape[0], raters.shape[1]))
-            raters = everyone.index_copy(0, rows, raters)
-        return self._gather(self._sources.text_attention(raters, source))
+        rows, samples = self._visible.group.rows, self._visible.group.samples
+        if rows is None:
+            return self._gather(self._sources.text_attention(raters, source))
+        nobody = raters.new_zeros((self._sources.hidden.shape[0], raters.shape[1]))  # samples that are not here
+        turns = [samples[:number].count(sample) for number, sample in enumerate(samples)]
+        if not any(turns):
+            return self._gather(self._sources.text_attention(nobody.index_copy(0, rows, raters), source))
+        # Several images of a sample, each with raters of its own: one image of every sample at a time.
+        turn, received = torch.tensor(turns, device=rows.device)[:, None], raters.new_zeros(())
+        for number in range(max(turns) + 1):
+            some = nobody.int().index_add(0, rows, (raters & (turn == number)).int()) > 0
+            received = torch.where(turn == number, self._gather(self._sources.text_attention(some, source)), received)
+        return received
 
     @functools.cached_property
     def tower_states(self) -> Tensor:
@@ -182,6 +190,10 @@ class StageContext:
 
     def project(self, states: Tensor) -> Tensor:
         return self._sources.vision.project(states)
+
+    def of(self, visible: Visible, budget: int) -> "StageContext":
+        """The same stage for other samples."""
+        return StageContext(visible, budget, self._sources)
 
     @property
     def _each(self) -> Tensor:

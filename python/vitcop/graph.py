@@ -241,6 +241,8 @@ class PrefillGraphs:
             raise NotCaptured("the cache holds earlier turns, or is no plain DynamicCache")
         if run.valid is not None:
             raise NotCaptured("padding")
+        if run.per_image is not None:
+            raise NotCaptured("several images with budgets of their own")
         if len(run.groups) > 1 or run.groups[0].rows is not None:
             raise NotCaptured("samples with different numbers of visual tokens")
         if run.injection is not None:

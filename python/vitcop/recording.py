@@ -11,14 +11,14 @@ from .report import Report, StageReport, Stopwatch, Untimed
 
 
 def stage_report(
-    stage: Stage, visible: Sequence[Visible], plans: dict[int, Plan], origins: Sequence[Tensor], batch: int,
+    stage: Stage, visible: Sequence[Visible], plans: dict[tuple[int, ...], Plan], origins: Sequence[Tensor], batch: int,
     watch: Stopwatch | Untimed, ahead: Stopwatch | Untimed | None, report: Report,
 ) -> StageReport:  # fmt: skip
     """What a stage did to `visible`, the visual tokens that it found; origins: `[G, S]` of those that it left."""
     tokens_in, tokens_out = [0] * batch, [0] * batch
     kept, merged, labels = [], [], []
     for group, slots, origin in ((v.group, v.slots, origin) for v, origin in zip(visible, origins, strict=True)):
-        plan = plans.get(group.total)
+        plan = plans.get(group.images)
         for sample in group.samples:
             tokens_in[sample] = slots.shape[1]
             tokens_out[sample] = slots.shape[1] if plan is None else plan.anchors.shape[1]
@@ -33,7 +33,7 @@ def stage_report(
         merged=_join(merged, batch, max(tokens_out), False) if merged else None,
         labels=_join(labels, batch, max(tokens_in), -1) if labels else None,
         plans=plans,
-        rows={v.group.total: v.group.samples for v in visible},
+        rows={v.group.images: v.group.samples for v in visible},
         previous=report.stages[-1] if report.stages else None,
         stopwatch=watch,
         stopwatch_ahead=ahead,

@@ -64,8 +64,9 @@ class StageReport:
     kept: Tensor  # [B, S] int64: the token whose place each output takes, among the sample's unpruned visual tokens
     merged: Tensor | None = None  # [B, S] bool: the output is a mean
     labels: Tensor | None = None  # [B, V_in] int64: cluster of each input token
-    plans: dict[int, Plan] = field(default_factory=dict, repr=False)  # by visual tokens of the sample
-    rows: dict[int, list[int]] = field(default_factory=dict, repr=False)  # samples of each plan
+    # By the visual tokens of the sample, or of each of its images, where each has a budget of its own.
+    plans: dict[tuple[int, ...], Plan] = field(default_factory=dict, repr=False)
+    rows: dict[tuple[int, ...], list[int]] = field(default_factory=dict, repr=False)  # samples of each plan
     previous: "StageReport | None" = field(default=None, repr=False)
     stopwatch: Stopwatch | Untimed | None = field(default=None, repr=False)
     stopwatch_ahead: Stopwatch | Untimed | None = field(default=None, repr=False)
@@ -86,10 +87,10 @@ class StageReport:
             before = self.previous.segments(sample)
         else:
             before = [[i] for i in range(self.tokens_in[sample])]
-        for total, rows in self.rows.items():
-            if sample not in rows or total not in self.plans:
+        for images, rows in self.rows.items():
+            if sample not in rows or images not in self.plans:
                 continue
-            plan, row = self.plans[total], rows.index(sample)
+            plan, row = self.plans[images], rows.index(sample)
             if plan.perm is None or plan.offsets is None:
                 return [before[i] for i in plan.anchors[row].tolist()]
             perm, offsets = plan.perm[row].tolist(), plan.offsets[row].tolist()

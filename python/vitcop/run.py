@@ -17,8 +17,11 @@ from .injection import Injection
 from .layout import Group, Prompt, put_back
 from .masks import causal_mask, mask_kind, read_history, read_padding
 from .methods.base import Plan, Program, Stage
+from .per_image import PerImage
 from .recording import stage_report
 from .report import Report, Stopwatch, Untimed
+
+Plans = dict[tuple[int, ...], Plan]  # by `Group.images`
 
 
 class Run:
@@ -30,9 +33,10 @@ class Run:
     def __init__(
         self, adapter: Adapter, program: Program, embeds: Tensor, cache: Any, padding_mask: Tensor | None,
         position_ids: Tensor | None, prompt: Prompt | None, groups: Sequence[Group], tokens: Sequence[VisualTokens],
+        per_image: PerImage | None = None,
     ) -> None:  # fmt: skip
         self.adapter, self.program = adapter, program
-        self.prompt, self.groups, self.tokens = prompt, list(groups), tokens
+        self.prompt, self.groups, self.tokens, self.per_image = prompt, list(groups), tokens, per_image
         self.batch, self.queries = embeds.shape[:2]
         self.embeds = embeds.detach()
         self.device = embeds.device
@@ -141,15 +145,17 @@ class Run:
         watch.start()
         with torch.no_grad():
             sources = self._sources(stage.layer, layer, hidden.detach().to(self.device))
-            plans: dict[int, Plan] = {}
-            for visible in self.visible:
+            chosen: dict[int, Plan] = {}
+            shown = self._shown()
+            for visible in shown:
                 total, count = visible.group.total, visible.slots.shape[1]
                 budget = self.program.counts(total)[number]
                 if budget < count:
-                    plans[total] = self._agreed(stage.select(StageContext(visible, budget, sources, ahead)))
+                    chosen[total] = self._agreed(stage.select(StageContext(visible, budget, sources, ahead)))
+            plans = self._plans(shown, chosen)
             compaction = self._compact(plans, hidden.shape[1]) if plans else None
             origins = [
-                v.origin.gather(1, plans[v.group.total].anchors) if v.group.total in plans else v.origin
+                v.origin.gather(1, plans[v.group.images].anchors) if v.group.images in plans else v.origin
                 for v in self.visible
             ]
         watch.stop()
@@ -164,7 +170,7 @@ class Run:
             hidden = self._apply(compaction, plans, origins, hidden, first=stage.layer == 0, last=last)
             hidden = self._reorder(compaction, plans, before, hidden, stage.layer)
             for old, new in zip(before, self.visible, strict=True):
-                plan = plans.get(old.group.total)
+                plan = plans.get(old.group.images)
                 if plan is not None and plan.selection() is not plan:
                     made = content(plan, StageContext(old, new.slots.shape[1], sources))
                     hidden = put(
@@ -172,6 +178,16 @@ class Run:
                     )
         self._start_ahead(number + 1)
         return hidden
+
+    def _shown(self) -> list[Visible]:
+        """What methods take for samples."""
+        return self.visible if self.per_image is None else self.per_image.visible(self.visible)
+
+    def _plans(self, shown: Sequence[Visible], chosen: dict[int, Plan]) -> Plans:
+        """Plans for samples, from those for what was shown."""
+        if self.per_image is not None:
+            return self.per_image.join(shown, chosen)
+        return {(total,): plan for total, plan in chosen.items()}
 
     def _agreed(self, plan: Plan) -> Plan:
         """The same plan on every rank of a tensor-parallel group."""
@@ -183,7 +199,7 @@ class Run:
         return parallel.group_of(self.adapter.decoder.layers[0].self_attn)
 
     def _reorder(
-        self, compaction: Compaction, plans: dict[int, Plan], before: Sequence[Visible], hidden: Tensor, layer: int
+        self, compaction: Compaction, plans: Plans, before: Sequence[Visible], hidden: Tensor, layer: int
     ) -> Tensor:
         """Bring outputs to the places that their plans want, and everything that belongs to them."""
         order = wanted_order(compaction, plans, before, self.visible)
@@ -214,7 +230,7 @@ class Run:
         work = stage.ahead
         sources = self._sources(stage.layer, self.adapter.decoder.layers[stage.layer], torch.empty(0))
         contexts = {}
-        for visible in self.visible:
+        for visible in self._shown():
             total = visible.group.total
             budget = self.program.counts(total)[number]
             if budget < visible.slots.shape[1]:
@@ -307,11 +323,11 @@ class Run:
         hidden, embeddings = self._previous
         return hidden.detach().to(self.device), embeddings
 
-    def _compact(self, plans: dict[int, Plan], width: int) -> Compaction:
+    def _compact(self, plans: Plans, width: int) -> Compaction:
         dropped = [0] * self.batch
         parts = []
         for visible in self.visible:
-            plan = plans.get(visible.group.total)
+            plan = plans.get(visible.group.images)
             if plan is not None:
                 parts.append((visible.group.rows, visible.slots, plan.selection()))
                 for sample in visible.group.samples:
@@ -319,9 +335,8 @@ class Run:
         return compact(parts, self.lengths, dropped, self.valid, width)
 
     def _apply(
-        self, compaction: Compaction, plans: dict[int, Plan], origins: list[Tensor], hidden: Tensor, first: bool,
-        last: bool,
-    ) -> Tensor:  # fmt: skip
+        self, compaction: Compaction, plans: Plans, origins: list[Tensor], hidden: Tensor, first: bool, last: bool
+    ) -> Tensor:
         """Bring everything that belongs to a slot to the shortened sequence, `hidden` too."""
         positions = self.program.positions
         # Contiguous: an id counts the tokens before it that are still there.
@@ -346,11 +361,11 @@ class Run:
         new_slots = iter(compaction.slots)
         for number, (visible, origin) in enumerate(zip(self.visible, origins, strict=True)):
             group = visible.group
-            if group.total in plans:
+            if group.images in plans:
                 slots = next(new_slots)
-                if plans[group.total].places is not None:  # in the order of the outputs
+                if plans[group.images].places is not None:  # in the order of the outputs
                     column = compaction.column if group.rows is None else compaction.column[group.rows]
-                    slots = column.gather(1, visible.slots.gather(1, plans[group.total].anchors))
+                    slots = column.gather(1, visible.slots.gather(1, plans[group.images].anchors))
             else:
                 column = compaction.column if group.rows is None else compaction.column[group.rows]
                 slots = column.gather(1, visible.slots)

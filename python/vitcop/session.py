@@ -2,7 +2,7 @@
 
 import contextlib
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from . import caches
 from .hooks import before_forward, untraced
 from .injection import Injection
-from .layout import Prompt, group_samples, read_prompt
+from .layout import Prompt, group_images, group_samples, read_prompt
 from .masks import mask_kind
 from .methods.base import Method
 from .report import Report
@@ -22,11 +22,14 @@ if TYPE_CHECKING:
     from .graph import PrefillGraphs
     from .run import Run
 
+BUDGET_PER = ("sample", "image")
 _PRUNED: "weakref.WeakSet[nn.Module]" = weakref.WeakSet()
 
 
 @contextlib.contextmanager
-def prune(model: nn.Module, method: Method, *, cuda_graph: bool = False) -> Iterator[Report]:
+def prune(
+    model: nn.Module, method: Method, *, cuda_graph: bool = False, budget_per: str = "sample"
+) -> Iterator[Report]:
     """Prune visual tokens in every forward of `model` within the block; the model is as before when it ends.
 
     Outputs keep the prompt's coordinates: logits and every one of `hidden_states` are as long as the input, 0 where a
@@ -34,18 +37,19 @@ def prune(model: nn.Module, method: Method, *, cuda_graph: bool = False) -> Iter
     token adds a constant to the loss. `attentions` are as computed. Assisted decoding and prompt lookup put their first
     candidates into the prefill: what ranks by the attention of the last token then asks the last candidate.
 
-    `cuda_graph=True` replays prefills from CUDA graphs, see `attach`.
+    `cuda_graph=True` replays prefills from CUDA graphs, `budget_per="image"` gives every image of a prompt a budget of
+    its own, see `attach`.
 
     Yields the report of the latest prefill with visual tokens. Raises as `attach` does.
     """
-    handle = attach(model, method, cuda_graph=cuda_graph)
+    handle = attach(model, method, cuda_graph=cuda_graph, budget_per=budget_per)
     try:
         yield handle.report
     finally:
         handle.remove()
 
 
-def attach(model: nn.Module, method: Method, *, cuda_graph: bool = False) -> "Handle":
+def attach(model: nn.Module, method: Method, *, cuda_graph: bool = False, budget_per: str = "sample") -> "Handle":
     """Prune visual tokens in every forward of `model` until `handle.remove()`.
 
     Args:
@@ -69,27 +73,39 @@ def attach(model: nn.Module, method: Method, *, cuda_graph: bool = False) -> "Ha
             of stages are NaN. Weights may change in place; moved weights, and hooks added to or taken from decoder
             layers, are noticed and captured again; after any other change of the decoder (an adapter switched on, a
             module exchanged), attach again.
+        budget_per: what a method's counts are for. "sample": all images and videos of a prompt share its budget, and
+            compete for it. "image": each keeps its own share, ViTCoP `floor(m_i*pi)` of its m_i tokens at each stage;
+            its clusters, means, elites and ranks are its own, `retain` counts for each, and what a method does with the
+            last image's end (SparseVLM's means) it does at each one's. Attention is still over the whole prompt, and
+            position ids count the whole prompt. An image is what was given as one, whatever it was cut into: with all
+            its tiles, a video with all its frames. InternVL does not say which tiles are of one picture: those with no
+            token between their placeholders are, so that a frame of its videos counts as an image. Prompts
+            with several images are not captured in CUDA graphs then.
 
     Raises:
         NotImplementedError: a model without an adapter, or configured in a way that cannot be pruned.
-        ValueError: a budget that cannot be, or a model that is being pruned already.
+        ValueError: a budget that cannot be, an unknown `budget_per`, or a model that is being pruned already.
     """
+    if budget_per not in BUDGET_PER:
+        raise ValueError(f"budget_per: expected one of {', '.join(map(repr, BUDGET_PER))}, got {budget_per!r}")
     backend = None
     if cuda_graph:
         from .capture import CudaGraphs
 
         backend = CudaGraphs()
-    return Handle(model, method, backend)
+    return Handle(model, method, backend, budget_per)
 
 
 class Handle:
     """A model under pruning. `backend` captures and replays prefills; None: they run eagerly."""
 
-    def __init__(self, model: nn.Module, method: Method, backend: "Backend | None" = None) -> None:
+    def __init__(
+        self, model: nn.Module, method: Method, backend: "Backend | None" = None, budget_per: str = "sample"
+    ) -> None:
         from .adapters import adapter_for
 
         self.adapter = adapter_for(model)
-        self.method = method
+        self.method, self.budget_per = method, budget_per
         if self.adapter.owner in _PRUNED:
             raise ValueError("model: expected one that is not being pruned, got one with a method attached")
         mask_kind(self.adapter.decoder.config._attn_implementation)
@@ -175,10 +191,15 @@ class Handle:
             if visual != any(prompt.counts):
                 found = "none in input_ids" if visual else f"{sum(prompt.counts)} in input_ids but no images"
                 raise ValueError(f"input_ids: expected visual tokens exactly where images are given, got {found}")
-            for total in sorted(set(prompt.counts) - {0}):
-                self.program.counts(total)  # an infeasible budget
+            if self.budget_per == "sample":  # the images' sizes are not known yet
+                self._check_counts(prompt.counts)
             self._prompt = prompt
         self._tokens.extend(encoded)
+
+    def _check_counts(self, totals: Iterable[int]) -> None:
+        """Raise ValueError where a budget is infeasible."""
+        for total in sorted(set(totals) - {0}):
+            self.program.counts(total)
 
     def _after_model(self, *_: Any) -> None:
         self._forget()
@@ -186,6 +207,7 @@ class Handle:
     # -- the decoder -------------------------------------------------------------------------------------------------
 
     def _before_decoder(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
+        from .per_image import PerImage
         from .run import Run
 
         self._end_run()
@@ -197,13 +219,18 @@ class Handle:
             raise NotImplementedError(
                 "gradient checkpointing: expected transformers 5 or newer, whose backward does not repeat the hooks"
             )
-        groups = []
+        groups, per_image = [], None
         if self._tokens and self._prompt is not None:
-            groups = group_samples(self._prompt, self._tokens, embeds.device)
+            layout = self._prompt, self._tokens, embeds.device
+            groups = group_samples(*layout, self.budget_per)
+            if any(len(group.images) > 1 for group in groups):
+                per_image = PerImage(groups, group_images(*layout, groups))
+            self._check_counts(total for group in groups for total in group.images)
         mask, position_ids = kwargs.get("attention_mask"), self.adapter.text_positions(kwargs.get("position_ids"))
         self._run = run = Run(
-            self.adapter, self.program, embeds, cache, mask, position_ids, self._prompt, groups, list(self._tokens)
-        )
+            self.adapter, self.program, embeds, cache, mask, position_ids, self._prompt, groups, list(self._tokens),
+            per_image,
+        )  # fmt: skip
         if groups:
             assert self._prompt is not None
             features, kwargs = self.adapter.take_injections(kwargs)

@@ -208,8 +208,8 @@ def _clusters(axis: Any, grid: Grid, stage: StageReport, colours: dict[int, str]
 def _centers(stage: StageReport, sample: int) -> list[int]:
     """Unpruned visual tokens that are cluster centres, where the report tells them."""
     inputs = _inputs(stage, sample)
-    for total, rows in stage.rows.items():
-        plan = stage.plans.get(total)
+    for images, rows in stage.rows.items():
+        plan = stage.plans.get(images)
         if sample in rows and plan is not None and plan.centers is not None:
             return [inputs[i] for i in plan.centers[rows.index(sample)].tolist() if i >= 0]
     return []

@@ -13,18 +13,19 @@ from vitcop import Report
 
 
 def assert_as_published(
-    model: Any, method: Any, choices: dict[int, list[Choice]], prompts: list[Any], new: int = 2
-) -> Report:
+    model: Any, method: Any, choices: dict[int, list[Choice]], prompts: list[Any], new: int = 2,
+    budget_per: str = "sample",
+) -> Report:  # fmt: skip
     """Every sample of a padded batch is answered from the logits of the slow reference for it alone.
 
     `choices`: by a sample's visual tokens, what the reference does at each stage.
     """
-    output, report = generate(model, method, batch(prompts), new)
+    output, report = generate(model, method, batch(prompts), new, budget_per=budget_per)
     got = torch.stack(output.logits, dim=1)
     for sample, (ids, pixels) in enumerate(prompts):
         answer = output.sequences[sample, -new:].tolist()
         stages = choices[report.visual_tokens[sample]] if report.visual_tokens[sample] else []
         stages = stages or choices[min(choices)]  # of a text: never called
-        expected = slow_methods.logits(model, method, stages, Turn(ids, pixels), answer)
+        expected = slow_methods.logits(model, method, stages, Turn(ids, pixels), answer, budget_per == "image")
         torch.testing.assert_close(got[sample], expected, atol=TOLERANCE, rtol=0)
     return report

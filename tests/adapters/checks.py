@@ -17,10 +17,10 @@ OLD = VERSION < (5, 0)
 
 
 def generate(
-    model: Any, method: Any, inputs: dict[str, Any], new: int = NEW, **options: Any
+    model: Any, method: Any, inputs: dict[str, Any], new: int = NEW, budget_per: str = "sample", **options: Any
 ) -> tuple[Any, vitcop.Report]:
     options = {"do_sample": False, "min_new_tokens": new, **options}
-    with vitcop.prune(model, method) as report:
+    with vitcop.prune(model, method, budget_per=budget_per) as report:
         output = model.generate(
             **inputs,
             max_new_tokens=new,

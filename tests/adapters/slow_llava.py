@@ -30,6 +30,7 @@ class Token:
     turn: int
     image: int = -1  # image, tile or frame within the turn; -1: text
     patch: int = -1  # among the tokens of its image or video
+    given: int = -1  # image or video of the turn, as the user gave it
     place: tuple[float, float] = (0, 0)  # within the tile or frame
     visual: int = -1  # among the visual tokens of the turn
     feature: Tensor = field(default_factory=lambda: torch.empty(0))
@@ -43,56 +44,64 @@ def logits(
     answer: list[int],
     kept: list[Any] | None = None,
     states: list[dict[int, Tensor]] | None = None,
+    per_image: bool = False,
 ) -> Tensor:
     """[columns, vocabulary] logits of the whole conversation followed by `answer`; NaN where a token was pruned.
 
     The last turn's ids and the answer belong to one sequence; only prompts are pruned. `kept` (bfloat16): take the
     visual tokens of each stage from there instead of ranking them. `states`: gets the input of the first layer and the
-    output of each one, the last after the final norm, by column.
+    output of each one, the last after the final norm, by column. `per_image`: the tokens of each image or video are
+    chosen and merged as if there were no others.
     """
     base = model.model
     decoder, config = base.language_model, model.config.text_config
     num_layers = config.num_hidden_layers
     shallow, deep = method.layers(num_layers)
     tokens: list[Token] = []
-    totals = []
     for number, turn in enumerate(turns):
         tokens += embed(model, turn, number, start=len(tokens))
-        totals.append(sum(t.turn == number and t.image >= 0 for t in tokens))
+    pools: dict[tuple[int, int], int] = {}  # tokens that share a budget: (turn, image), all of a turn's images are 0
+    for token in tokens:
+        token.given = token.given if per_image or token.image < 0 else 0
+        if token.image >= 0:
+            pools[token.turn, token.given] = pools.get((token.turn, token.given), 0) + 1
     ends = [max(t.column for t in tokens if t.turn == number) for number in range(len(turns))]
     for token in answer:
         hidden = base.get_input_embeddings().weight[token]
         tokens.append(Token(hidden, len(tokens), len(tokens), turn=len(turns)))
     columns = len(tokens)
 
-    counts = [method.counts(num_layers, total) if total else None for total in totals]
-    for number, count in enumerate(counts):  # Stage I
-        if count is not None:
-            visual = [t for t in tokens if t.turn == number and t.image >= 0]
-            best = sorted(visual, key=lambda t: (math.isnan(t.saliency), -t.saliency, t.visual))[: count[0]]
-            if kept is not None:
-                best = [t for t in visual if t.visual in kept[0]]
-            tokens = drop(tokens, visual, best)
+    counts = {pool: method.counts(num_layers, total) for pool, total in pools.items()}
+    for pool, count in counts.items():  # Stage I
+        visual = [t for t in tokens if (t.turn, t.given) == pool]
+        best = sorted(visual, key=lambda t: (math.isnan(t.saliency), -t.saliency, t.visual))[: count[0]]
+        if kept is not None:
+            best = [t for t in visual if t.visual in kept[0]]
+        tokens = drop(tokens, visual, best)
     if method.option("positions") != "original":
         for place, token in enumerate(tokens):
             token.position = place
 
     previous: dict[int, Tensor] = {}  # what the layer before got
     for index, layer in enumerate(decoder.layers):
-        for number, count in enumerate(counts):
-            visual = [t for t in tokens if t.turn == number and t.image >= 0]
-            if count is None or index not in (shallow, deep) or count[1 if index == shallow else 2] >= len(visual):
-                continue
-            scores = score(model, method, index, tokens, visual, ends[number], previous)
+        stage = 1 if index == shallow else 2
+        ranked, restarted = [], set()
+        for pool, count in counts.items() if index in (shallow, deep) else ():
+            visual = [t for t in tokens if (t.turn, t.given) == pool]
+            if count[stage] < len(visual):
+                scores = score(model, method, index, tokens, visual, ends[pool[0]], previous)
+                ranked.append((pool, count, visual, scores))
+        for pool, count, visual, scores in ranked:
             if index == shallow and method.saliency != "key_norm_only":
-                tokens = merge(method, num_layers, totals[number], count[1], tokens, visual, scores)
+                tokens = merge(method, num_layers, pools[pool], count[1], tokens, visual, scores)
             else:
-                order = sorted(range(len(visual)), key=lambda i: (scores[i], i))[: count[1 if index == shallow else 2]]
+                order = sorted(range(len(visual)), key=lambda i: (scores[i], i))[: count[stage]]
                 best = [visual[i] for i in order]
                 if kept is not None:
-                    best = [t for t in visual if t.visual in kept[1 if index == shallow else 2]]
-                if index == deep and method.option("positions") == "released":
-                    turn = [t for t in tokens if t.turn == number]
+                    best = [t for t in visual if t.visual in kept[stage]]
+                if index == deep and method.option("positions") == "released" and pool[0] not in restarted:
+                    restarted.add(pool[0])
+                    turn = [t for t in tokens if t.turn == pool[0]]
                     first = turn[0].position
                     for place, token in enumerate(turn):
                         token.position = first + place
@@ -127,6 +136,7 @@ def embed(model: Any, turn: Turn, number: int, start: int) -> list[Token]:
     length: dict[str, int] = {}
     tokens: list[Token] = []
     visual = segments = 0
+    given, behind = -1, -1  # the latest image, and where a tile of it would have to stand
     for token_id in turn.ids:
         column = start + len(tokens)
         kind = placeholders.get(token_id)
@@ -135,14 +145,15 @@ def embed(model: Any, turn: Turn, number: int, start: int) -> list[Token]:
             continue
         if not waiting[kind]:
             waiting[kind] = images[kind].pop(0)
+            given += model.config.model_type != "internvl" or column != behind
             begin[kind], length[kind] = segments, len(waiting[kind])
             segments += 1 + max(seen.part for seen in waiting[kind])
         seen = waiting[kind].pop(0)
         segment, patch = begin[kind] + seen.part, length[kind] - 1 - len(waiting[kind])
-        tokens.append(
-            Token(seen.hidden, column, column, number, segment, patch, seen.place, visual, seen.feature, seen.saliency)
-        )
+        what = seen.place, visual, seen.feature, seen.saliency
+        tokens.append(Token(seen.hidden, column, column, number, segment, patch, given, *what))
         visual += 1
+        behind = column + 1
     assert not any(waiting.values()) and not any(images.values())
     return tokens
 

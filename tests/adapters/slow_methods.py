@@ -5,7 +5,7 @@ As slow_llava.py, whose decoder is used: only weights are taken from the model.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -25,10 +25,11 @@ class State:
     inputs: dict[int, Tensor]  # the decoder's input, pruned tokens included
     pixels: Tensor | None
     every: list[Token]  # all tokens of the prompt, pruned or not
+    images: list[int]  # those that are chosen from
 
     @property
     def visual(self) -> list[Token]:
-        return [t for t in self.tokens if t.image >= 0]
+        return [t for t in self.tokens if t.image in self.images]
 
 
 @dataclass
@@ -43,15 +44,21 @@ class Outcome:
 Choice = Callable[[State], Outcome]
 
 
-def logits(model: Any, method: Any, choices: list[Choice], turn: Turn, answer: list[int]) -> Tensor:
-    """[len(answer), vocabulary] logits that each token of `answer` is drawn from."""
+def logits(
+    model: Any, method: Any, choices: list[Choice], turn: Turn, answer: list[int], per_image: bool = False
+) -> Tensor:
+    """[len(answer), vocabulary] logits that each token of `answer` is drawn from. `per_image`: choose from one image
+    after the other."""
     base = model.model
     decoder, config = base.language_model, model.config.text_config
     program = method.program(config.num_hidden_layers)
     with torch.no_grad():
         prompt = embed(model, turn, 0, start=0)
-        total = sum(t.image >= 0 for t in prompt)
-        removed = total - program.counts(total)[-1] if total and program.positions != "original" else 0
+        images = sorted({t.image for t in prompt if t.image >= 0})
+        pools = [[image] for image in images] if per_image else [images] if images else []
+        totals = [sum(t.image in pool for t in prompt) for pool in pools]
+        removed = sum(total - program.counts(total)[-1] for total in totals)
+        removed = 0 if program.positions == "original" else removed
         tokens = list(prompt)
         for place, word in enumerate(answer, start=len(prompt)):
             tokens.append(Token(base.get_input_embeddings().weight[word], place - removed, place, turn=1))
@@ -59,9 +66,11 @@ def logits(model: Any, method: Any, choices: list[Choice], turn: Turn, answer: l
         before: dict[int, Tensor] = {}
         for index, layer in enumerate(decoder.layers):
             for stage, choice in zip(program.stages, choices, strict=True):
-                if stage.layer == index and total:
-                    outcome = choice(State(model, index, tokens, prompt[-1], before, inputs, turn.pixels, prompt))
-                    tokens = assemble(tokens, outcome)
+                if stage.layer == index and pools:
+                    state = State(model, index, tokens, prompt[-1], before, inputs, turn.pixels, prompt, [])
+                    outcomes = [choice(replace(state, images=pool)) for pool in pools]
+                    for pool, outcome in zip(pools, outcomes, strict=True):
+                        tokens = assemble(tokens, outcome, pool)
                     if program.positions == "renumber" or (program.positions == "compact" and index == 0):
                         for place, token in enumerate(t for t in tokens if t.turn == 0):
                             token.position = place
@@ -71,16 +80,16 @@ def logits(model: Any, method: Any, choices: list[Choice], turn: Turn, answer: l
     return torch.stack(rows[-len(answer) - 1 : -1])
 
 
-def assemble(tokens: list[Token], outcome: Outcome) -> list[Token]:
+def assemble(tokens: list[Token], outcome: Outcome, images: list[int]) -> list[Token]:
     kept = {id(t) for t in outcome.kept}
-    last = max(place for place, t in enumerate(tokens) if t.image >= 0)
+    last = max(place for place, t in enumerate(tokens) if t.image in images)
     new: list[Token] = []
     seen = set()
     for place, token in enumerate(tokens):
         if token.image in outcome.front and token.image not in seen:
             new.append(outcome.front[token.image])
         seen.add(token.image)
-        if token.image < 0 or id(token) in kept:
+        if token.image not in images or id(token) in kept:
             new.append(token)
         if place == last:
             new += outcome.back
@@ -126,8 +135,8 @@ def pyramiddrop(*counts: int) -> list[Choice]:
 
 
 def raters(state: State) -> list[Token]:
-    images = [t for t in state.every if t.image >= 0]
-    last = max(t.column for t in images)
+    images = [t for t in state.every if t.image in state.images]
+    last = max(t.column for t in state.every if t.image >= 0)
     text = [t for t in state.every if t.column > last]
     share = torch.zeros(len(text))
     for image in images:
@@ -181,7 +190,7 @@ def visionzip(dominant: int, contextual: int) -> list[Choice]:
             return states[token.image, token.patch + 1]
 
         keys = {id(t): t.feature.view(heads, -1).mean(0) for t in visual}
-        stay = best(visual, [t.saliency for t in visual], dominant - len(state.pixels))
+        stay = best(visual, [t.saliency for t in visual], dominant - len(state.images))
         rest = [t for t in visual if all(t is not s for s in stay)]
         targets = rest[:: len(rest) // contextual][:contextual]
         joined: dict[int, list[Token]] = {id(t): [] for t in targets}
@@ -196,8 +205,7 @@ def visionzip(dominant: int, contextual: int) -> list[Choice]:
                 state_of = state_of + torch.stack([of(t) for t in joined[id(target)]]).mean(0)
             back.append(Token(model.multi_modal_projector(state_of), 0, -1, 0, image=target.image))
         front = {
-            image: Token(model.multi_modal_projector(states[image, 0]), 0, -1, 0, image=image)
-            for image in range(len(state.pixels))
+            image: Token(model.multi_modal_projector(states[image, 0]), 0, -1, 0, image=image) for image in state.images
         }
         return Outcome(stay, front, back)
 

@@ -30,7 +30,8 @@ class VisualTokens(Protocol):
 
     @property
     def image_tokens(self) -> Sequence[int]:
-        """Tokens of each image or video."""
+        """Tokens of each image or video. With an attribute `are_tiles = True`, of each tile: those with no token
+        between their placeholders are one image."""
 
     def segments(self) -> Tensor:
         """[T] int64, on the CPU and computed from shapes: which part (tile, frame) of its image or video a token is

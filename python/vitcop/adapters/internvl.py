@@ -26,10 +26,11 @@ class ShuffledTokens:
     scale: float
     shuffle: Callable[[Tensor], Tensor]  # [n, side, side, C] -> [n, rows, cols, patches*C]: the model's own
     kind: str = "image"
+    are_tiles = True  # nothing says which of them are one picture but where their placeholders stand
 
     @property
     def image_tokens(self) -> Sequence[int]:
-        """A tile is an image of its own."""
+        """A tile counts as an image."""
         rows, cols = self._grid
         return [rows * cols] * len(self.keys)
 

@@ -16,7 +16,16 @@ class Replay(Method):
         if not report.stages:
             raise ValueError("report: expected the report of a prefill with visual tokens, got an empty one")
         self.positions: Any = report.positions
-        self.recorded = [(stage.name, stage.layer, dict(stage.plans)) for stage in report.stages]
+        layouts = list(report.stages[0].rows)
+        if len({sum(images) for images in layouts}) < len(layouts):
+            raise ValueError(
+                "report: expected one layout of images for each number of visual tokens of a sample, got "
+                f"{sorted(layouts)} (budgets per image)"
+            )
+        self.recorded = [
+            (stage.name, stage.layer, {sum(images): plan for images, plan in stage.plans.items()})
+            for stage in report.stages
+        ]
         self.table: dict[int, list[int]] = {}
         for sample, total in enumerate(report.visual_tokens):
             self.table[total] = [stage.tokens_out[sample] for stage in report.stages]
