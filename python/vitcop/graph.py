@@ -171,6 +171,7 @@ class PrefillGraphs:
             report.notes[:] = [note for note in report.notes if not note.startswith("cuda_graph")]
             try:
                 output, slots = self._replay(run, args, kwargs, report)
+                run.peak_watch = None
                 report.notes.append(f"cuda_graph: replayed for up to {slots} tokens")
                 return output
             except NotCaptured as reason:

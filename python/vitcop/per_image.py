@@ -19,6 +19,9 @@ from .layout import Group
 from .methods.base import Plan
 from .methods.schedule import segments
 
+Plans = dict[tuple[int, ...], Plan]
+"""Of the samples of a batch, by `Group.images`."""
+
 
 @dataclass(frozen=True)
 class _Part:
@@ -62,7 +65,7 @@ class PerImage:
             Visible(group, torch.cat(slots[group.total]), torch.cat(origins[group.total])) for group in self._images
         ]
 
-    def join(self, seen: Sequence[Visible], plans: dict[int, Plan]) -> dict[tuple[int, ...], Plan]:
+    def join(self, seen: Sequence[Visible], plans: dict[int, Plan]) -> Plans:
         """Plans for groups of samples, by `Group.images`, from those for images, by their tokens; groups without one
         stay as they are."""
         joined = {}

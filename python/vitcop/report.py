@@ -5,12 +5,16 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from . import budget
 from .methods.base import Plan
+
+if TYPE_CHECKING:
+    from .memory import Footprint
 
 
 class Stopwatch:
@@ -130,8 +134,21 @@ class Report:
     notes: list[str] = field(default_factory=list)
     kv_bytes: int = 0  # KV cache after the prefill, earlier turns included
     kv_bytes_unpruned: int = 0
+    computed_peak_bytes: int = 0  # KV cache and activations of the decoder, by `memory.footprint`, not measured
+    computed_peak_bytes_unpruned: int = 0
+    # Measured on a GPU: most bytes that PyTorch had given out while the decoder ran, weights and all else included, and
+    # how many it had when the decoder began. None on a CPU, in replays of CUDA graphs, and where the peak before was
+    # higher: `torch.cuda.reset_peak_memory_stats()` before the prefill. vitcop leaves these statistics alone.
+    peak_bytes: int | None = None
+    peak_bytes_before: int | None = None
     decoder: DecoderShape | None = field(default=None, repr=False)
     positions: str = "compact"  # how the method numbers the tokens
+
+    def take_memory(self, pruned: "Footprint", unpruned: "Footprint", measured: tuple[int, int] | None) -> None:
+        """Set all bytes; `measured`: the peak, and what was there before."""
+        self.kv_bytes, self.computed_peak_bytes = pruned.cache, pruned.peak
+        self.kv_bytes_unpruned, self.computed_peak_bytes_unpruned = unpruned.cache, unpruned.peak
+        self.peak_bytes, self.peak_bytes_before = (None, None) if measured is None else measured
 
     @property
     def selection_seconds(self) -> float:

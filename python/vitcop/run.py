@@ -16,12 +16,11 @@ from .context import PromptText, Sources, StageContext, Visible, Vision, content
 from .injection import Injection
 from .layout import Group, Prompt, put_back
 from .masks import causal_mask, mask_kind, read_history, read_padding
+from .memory import Footprint, PeakWatch, footprint
 from .methods.base import Plan, Program, Stage
-from .per_image import PerImage
+from .per_image import PerImage, Plans
 from .recording import stage_report
 from .report import Report, Stopwatch, Untimed
-
-Plans = dict[tuple[int, ...], Plan]  # by `Group.images`
 
 
 class Run:
@@ -70,6 +69,7 @@ class Run:
         self._ahead: Ahead | None = None  # of the stage to come
         self.behind: Tensor | None = None  # [1] slots of padding behind every sample, in a graph
         self._timed = True
+        self.peak_watch: PeakWatch | None = None  # None: nothing is allocated, as in the replay of a graph
 
     def static(self, behind: Tensor) -> None:
         """For a graph: whatever differs from replay to replay is in tensors, and nothing can be timed.
@@ -185,9 +185,8 @@ class Run:
 
     def _plans(self, shown: Sequence[Visible], chosen: dict[int, Plan]) -> Plans:
         """Plans for samples, from those for what was shown."""
-        if self.per_image is not None:
-            return self.per_image.join(shown, chosen)
-        return {(total,): plan for total, plan in chosen.items()}
+        alone: Plans = {(total,): plan for total, plan in chosen.items()}
+        return alone if self.per_image is None else self.per_image.join(shown, chosen)
 
     def _agreed(self, plan: Plan) -> Plan:
         """The same plan on every rank of a tensor-parallel group."""
@@ -391,9 +390,8 @@ class Run:
         paired = zip(states, homes, strict=True)
         return tuple(h if h is None else put_back(h, *home, self.queries) for h, home in paired)
 
-    def kv_bytes(self, itemsize: int) -> tuple[int, int]:
-        """Of the KV cache after this forward: as it is, and as it would be without pruning."""
-        shape = self.adapter.shape
-        column = 2 * self.batch * shape.num_key_heads * shape.head_dim * itemsize
-        columns = sum(a + b for a, b in zip(self.history, self.slots, strict=True))
-        return column * columns, column * shape.num_layers * (self.seen + self.queries)
+    def footprints(self, itemsize: int) -> tuple[Footprint, Footprint]:
+        """Of this forward as it is, and as it would be without pruning."""
+        sizes = self.adapter.shape, self.batch, itemsize
+        full = [[n] * len(self.slots) for n in (self.seen, self.queries)]
+        return footprint(*sizes, self.history, self.slots), footprint(*sizes, *full)

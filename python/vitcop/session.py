@@ -207,6 +207,7 @@ class Handle:
     # -- the decoder -------------------------------------------------------------------------------------------------
 
     def _before_decoder(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
+        from .memory import PeakWatch
         from .per_image import PerImage
         from .run import Run
 
@@ -236,6 +237,7 @@ class Handle:
             features, kwargs = self.adapter.take_injections(kwargs)
             if features:
                 run.injection = Injection(features, self._prompt.visual, embeds.device)
+            run.peak_watch = PeakWatch(embeds.device)
             report = self.report
             report.stages = []
             report.visual_tokens = self._prompt.counts
@@ -273,7 +275,9 @@ class Handle:
             return None
         if run.groups:
             itemsize = torch.empty((), dtype=output[0].dtype).element_size()
-            self.report.kv_bytes, self.report.kv_bytes_unpruned = run.kv_bytes(itemsize)
+            self.report.take_memory(
+                *run.footprints(itemsize), None if run.peak_watch is None else run.peak_watch.stop()
+            )
         if not run.dirty:
             return None
         hidden = run.finish(output[0])

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import vitcop
-from vitcop import ViTCoP
+from vitcop import ViTCoP, memory
 
 METHOD = ViTCoP(retention=0.3)
 
@@ -71,6 +71,53 @@ def test_the_peak_shrinks_with_the_tokens(family: Family, images: int) -> None:
     expected = max(column * sum(tokens[: layer + 1]) + width * n for layer, n in enumerate(tokens))
     # Besides: cos and sin, the plans and what they are made of, all of which have no width of hidden states.
     assert expected <= pruned <= 1.06 * expected < 0.5 * plain
+    assert report.computed_peak_bytes == pytest.approx(expected)
+
+
+@pytest.mark.feature("memory")
+def test_the_report_computes_the_peak(family: Family) -> None:
+    """Also of a padded batch and a second turn: as measured without pruning, and little less than measured with it."""
+    model, prompts = family.model(2), [family.prompt(2), family.prompt(1)]
+    inputs = family.batch(prompts)
+    plain = peak_of_decoder(model, inputs)
+    with vitcop.prune(model, METHOD) as report:
+        pruned = peak_of_decoder(model, inputs)
+    # Besides: the padding mask, and what choosing takes, on tiny models.
+    assert report.computed_peak_bytes_unpruned <= plain <= 1.15 * report.computed_peak_bytes_unpruned
+    assert report.computed_peak_bytes <= pruned <= 1.35 * report.computed_peak_bytes
+    assert report.computed_peak_bytes < 0.75 * report.computed_peak_bytes_unpruned
+    assert report.peak_bytes is None and report.peak_bytes_before is None  # a CPU
+    first, kv = report.computed_peak_bytes, report.kv_bytes
+    with vitcop.prune(model, METHOD) as report, torch.no_grad():
+        cache = model(**inputs, use_cache=True).past_key_values
+        again = family.batch([family.prompt(1, seed=4)] * 2)
+        mask = torch.cat([inputs["attention_mask"], again.pop("attention_mask")], 1)
+        model(**again, attention_mask=mask, past_key_values=cache)
+    assert report.computed_peak_bytes > kv  # the cache of the first turn is there throughout
+    assert report.kv_bytes < report.computed_peak_bytes < first + report.kv_bytes
+
+
+@pytest.mark.feature("memory")
+@pytest.mark.parametrize("family", parameters("llava"), indirect=True)
+def test_the_report_takes_the_peak_from_the_allocator(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in for the statistics of a GPU, which nobody resets but the user."""
+    model, inputs, peak = family.model(), family.batch([family.prompt(4)]), Peak()
+    monkeypatch.setattr(memory, "allocated", lambda device: (peak.bytes, peak.peak))
+    decoder, after = model.model.language_model, []
+    gc.collect()
+    with vitcop.prune(model, METHOD) as report, torch.no_grad(), peak:
+        # As the user would: torch.cuda.reset_peak_memory_stats().
+        first = decoder.register_forward_pre_hook(lambda *_: setattr(peak, "peak", peak.bytes), prepend=True)
+        last = decoder.register_forward_hook(lambda *_: after.append(peak.peak))
+        model(**inputs, use_cache=True)
+        first.remove()
+        last.remove()
+        assert report.peak_bytes_before is not None and report.peak_bytes == after[0]
+        grown = report.peak_bytes - report.peak_bytes_before
+        assert report.computed_peak_bytes <= grown <= 1.2 * report.computed_peak_bytes
+        peak.peak = 1 << 40  # earlier, and higher: this one's cannot be told
+        model(**inputs, use_cache=True)
+        assert report.peak_bytes is report.peak_bytes_before is None
 
 
 @pytest.mark.feature("memory")
