@@ -7,10 +7,16 @@ from typing import Any
 
 import pytest
 import slow_llava
+import slow_qwen  # noqa: F401  (the slow truth of two families)
 import tiny_anyres
+import tiny_internvl
 import tiny_llava
+import tiny_qwen
 import torch
+import transformers
 from torch import Tensor
+
+from vitcop import ViTCoP
 
 
 @dataclass(frozen=True)
@@ -25,6 +31,19 @@ class Family:
     image_id: int  # placeholder
     image_tokens: int  # visual tokens of `prompt(1)`
     video_id: int | None = None  # placeholder; None: the family takes no videos
+    tower: str = "vision_tower"
+    counts_tokens: bool = True  # position ids do; else they are (time, row, column), made by the model itself
+
+    def method(self, **options: Any) -> ViTCoP:
+        """With options that the family takes."""
+        if not self.counts_tokens and options.get("semantics") == "released":
+            options = {"positions": "original", **options}
+        return ViTCoP(**options)
+
+    def positions(self, mask: Tensor, last: int | None = None) -> dict[str, Tensor]:
+        """Position ids of the last columns of padded prompts, for a call of `forward`."""
+        ids = (mask.cumsum(1) - 1).clamp(min=0)
+        return {"position_ids": ids if last is None else ids[:, -last:]} if self.counts_tokens else {}
 
     def __str__(self) -> str:
         return self.name
@@ -55,6 +74,19 @@ def anyres(name: str, kind: tiny_anyres.AnyRes) -> Family:
     )  # fmt: skip
 
 
+def qwen(name: str, kind: str) -> Family:
+    model: Any = getattr(transformers, f"{kind}ForConditionalGeneration")
+
+    def batch(prompts: Any, side: str = "left", dtype: torch.dtype = torch.float32) -> dict[str, Any]:
+        return tiny_qwen.batch(model, [tiny_qwen.Sample(ids, shown or []) for ids, shown in prompts], side, dtype)
+
+    prompt = functools.partial(tiny_qwen.pictures, name)
+    return Family(
+        name, functools.partial(tiny_qwen.tiny_qwen, name), prompt, batch, slow_llava.logits, tiny_qwen.IMAGE,
+        prompt(1)[0].count(tiny_qwen.IMAGE), tiny_qwen.VIDEO, tower="visual", counts_tokens=False,
+    )  # fmt: skip
+
+
 FAMILIES = {
     "llava": Family(
         "llava", tiny_llava.tiny_llava, tiny_llava.prompt, tiny_llava.batch, slow_llava.logits,
@@ -63,6 +95,12 @@ FAMILIES = {
     "llava_next": anyres("llava_next", tiny_anyres.NEXT),
     "llava_next_video": anyres("llava_next_video", tiny_anyres.NEXT_VIDEO),
     "llava_onevision": anyres("llava_onevision", tiny_anyres.ONEVISION),
+    "qwen2_5_vl": qwen("qwen2_5_vl", "Qwen2_5_VL"),
+    "qwen3_vl": qwen("qwen3_vl", "Qwen3VL"),
+    "internvl": Family(
+        "internvl", tiny_internvl.tiny_internvl, tiny_internvl.prompt, tiny_llava.batch, slow_llava.logits,
+        tiny_llava.IMAGE, tiny_internvl.GRID**2,
+    ),
 }  # fmt: skip
 """Each model family once."""
 

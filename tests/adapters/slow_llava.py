@@ -4,6 +4,7 @@ Only weights are taken from the model, and VIC and the plan from the reference o
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,6 +38,10 @@ class Token:
     saliency: float = 0.0
 
 
+OTHERS: dict[str, Callable[..., Tensor]] = {}
+"""`logits` of families whose decoder is another, by `config.model_type`."""
+
+
 def logits(
     model: Any,
     method: Any,
@@ -53,6 +58,8 @@ def logits(
     output of each one, the last after the final norm, by column. `per_image`: the tokens of each image or video are
     chosen and merged as if there were no others.
     """
+    if model.config.model_type in OTHERS:
+        return OTHERS[model.config.model_type](model, method, turns, answer, kept, states, per_image)
     base = model.model
     decoder, config = base.language_model, model.config.text_config
     num_layers = config.num_hidden_layers

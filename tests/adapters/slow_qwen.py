@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from slow_llava import drop, rms_norm
+from slow_llava import OTHERS, Turn, drop, rms_norm
 from tiny_qwen import IMAGE, MERGE, VIDEO, Media, Sample
 from torch import Tensor
 
@@ -23,48 +23,55 @@ class Token:
     turn: int
     segment: int = -1  # frame of a picture or film of the turn; -1: text
     spot: tuple[float, float] = (0.0, 0.0)  # (row, column)/grid
+    given: int = -1  # picture or film of the turn
     visual: int = -1  # among the visual tokens of the turn
     feature: Tensor = field(default_factory=lambda: torch.empty(0))
     saliency: float = 0.0
     added: list[Tensor] = field(default_factory=list)  # after each of the first decoder layers
 
 
-def logits(model: Any, method: Any, turns: list[Sample], answer: list[int], kept: Any = None) -> Tensor:
+def logits(
+    model: Any, method: Any, turns: list[Sample], answer: list[int], kept: Any = None,
+    states: list[dict[int, Tensor]] | None = None, per_image: bool = False,
+) -> Tensor:  # fmt: skip
     """[columns, vocabulary] logits of the whole conversation followed by `answer`; NaN where a token was pruned.
 
-    `kept` (bfloat16): take the visual tokens of each stage from there instead of ranking them.
+    The other arguments are those of `slow_llava.logits`.
     """
     decoder, config = model.model.language_model, model.config.text_config
     num_layers = config.num_hidden_layers
     shallow, deep = method.layers(num_layers)
     tokens: list[Token] = []
-    totals = []
     for number, turn in enumerate(turns):
         tokens += embed(model, turn, number, tokens)
-        totals.append(sum(t.turn == number and t.segment >= 0 for t in tokens))
+    pools: dict[tuple[int, int], int] = {}  # tokens that share a budget: (turn, image), all of a turn's images are 0
+    for token in tokens:
+        if token.segment >= 0:
+            token.given = token.given if per_image else 0
+            pools[token.turn, token.given] = pools.get((token.turn, token.given), 0) + 1
     ends = [max(t.column for t in tokens if t.turn == number) for number in range(len(turns))]
     tokens += embed(model, Sample(answer, []), len(turns), tokens)
     columns = len(tokens)
 
-    counts = [method.counts(num_layers, total) if total else None for total in totals]
-    for number, count in enumerate(counts):  # Stage I
-        if count is not None:
-            visual = [t for t in tokens if t.turn == number and t.segment >= 0]
-            best = sorted(visual, key=lambda t: (-t.saliency, t.visual))[: count[0]]
-            if kept is not None:
-                best = [t for t in visual if t.visual in kept[0]]
-            tokens = drop(tokens, visual, best)  # type: ignore[arg-type, assignment]
+    counts = {pool: method.counts(num_layers, total) for pool, total in pools.items()}
+    for pool, count in counts.items():  # Stage I
+        visual = [t for t in tokens if (t.turn, t.given) == pool]
+        best = sorted(visual, key=lambda t: (-t.saliency, t.visual))[: count[0]]
+        if kept is not None:
+            best = [t for t in visual if t.visual in kept[0]]
+        tokens = drop(tokens, visual, best)  # type: ignore[arg-type, assignment]
 
     previous: dict[int, Tensor] = {}  # what the layer before got
     for index, layer in enumerate(decoder.layers):
-        for number, count in enumerate(counts):
-            visual = [t for t in tokens if t.turn == number and t.segment >= 0]
-            if count is None or index not in (shallow, deep) or count[1 if index == shallow else 2] >= len(visual):
-                continue
-            stage = 1 if index == shallow else 2
-            scores = score(model, method, index, tokens, visual, ends[number], previous)
+        stage, ranked = 1 if index == shallow else 2, []
+        for pool, count in counts.items() if index in (shallow, deep) else ():
+            visual = [t for t in tokens if (t.turn, t.given) == pool]
+            if count[stage] < len(visual):
+                scores = score(model, method, index, tokens, visual, ends[pool[0]], previous)
+                ranked.append((pool, count, visual, scores))
+        for pool, count, visual, scores in ranked:
             if index == shallow and method.saliency != "key_norm_only":
-                tokens = merge(method, num_layers, totals[number], count[1], tokens, visual, scores, index)
+                tokens = merge(method, num_layers, pools[pool], count[1], tokens, visual, scores, index)
             else:
                 order = sorted(range(len(visual)), key=lambda i: (scores[i], i))[: count[stage]]
                 best = [visual[i] for i in order]
@@ -72,11 +79,17 @@ def logits(model: Any, method: Any, turns: list[Sample], answer: list[int], kept
                     best = [t for t in visual if t.visual in kept[stage]]
                 tokens = drop(tokens, visual, best)  # type: ignore[arg-type, assignment]
         previous = {id(t): t.hidden for t in tokens}
+        if states is not None and not index:
+            states.append({t.column: t.hidden for t in tokens})
         run_layer(config, layer, tokens)
+        if states is not None:
+            states.append({t.column: t.hidden for t in tokens})
         for token in tokens:
             if index < len(token.added):
                 token.hidden = token.hidden + token.added[index]
 
+    if states is not None:
+        states[-1] = {t.column: rms_norm(decoder.norm, t.hidden) for t in tokens}
     out = torch.full((columns, config.vocab_size), math.nan)
     for token in tokens:
         out[token.column] = (model.lm_head.weight @ rms_norm(decoder.norm, token.hidden)).float()
@@ -97,12 +110,16 @@ def embed(model: Any, turn: Sample, number: int, before: list[Token]) -> list[To
         films[kind] += frames if separate else [[t for frame in frames for t in frame]]
     tokens: list[Token] = []
     waiting: list[Token] = []
-    segments = 0
+    segments, given, rest = 0, -1, 0  # rest: frames of the latest picture or film that are still to come
+    kinds = {IMAGE: [m for m in turn.media if m.kind == "image"], VIDEO: [m for m in turn.media if m.kind == "video"]}
     following = max((max(t.place) for t in before), default=-1) + 1
     for token_id in turn.ids:
         column = len(before) + len(tokens)
         if token_id in films and not waiting:
             waiting = films[token_id].pop(0)
+            if not rest:
+                given, rest = given + 1, kinds[token_id].pop(0).grid[0] if separate else 1
+            rest -= 1
             start, first = following, segments
             for token in waiting:
                 token.place = (token.place[0] * (not separate) + start, token.place[1] + start, token.place[2] + start)
@@ -110,7 +127,7 @@ def embed(model: Any, turn: Sample, number: int, before: list[Token]) -> list[To
                 following, segments = max(following, max(token.place) + 1), max(segments, token.segment + 1)
         if token_id in films:
             token = waiting.pop(0)
-            token.column, token.turn = column, number
+            token.column, token.turn, token.given = column, number, given
             token.visual = sum(t.segment >= 0 for t in tokens)
         else:
             token = Token(table[token_id], (following,) * 3, column, number)
@@ -327,3 +344,10 @@ def merge(
     for token in tokens:
         token.hidden, token.added = new.get(id(token), (token.hidden, token.added))
     return tokens
+
+
+def of_turns(model: Any, method: Any, turns: list[Turn], *rest: Any) -> Tensor:
+    return logits(model, method, [Sample(turn.ids, turn.pixels or []) for turn in turns], *rest)
+
+
+OTHERS |= {"qwen2_5_vl": of_turns, "qwen3_vl": of_turns}

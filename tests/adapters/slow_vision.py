@@ -4,6 +4,7 @@ Of the model only weights, the tower's hidden states, the projector and the conf
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,8 +58,14 @@ def placeholders(model: Any) -> dict[int, str]:
     return {token: kind for kind, token in ids.items() if token is not None}
 
 
+OTHERS: dict[str, Callable[[Any, Any], dict[str, list[list[Seen]]]]] = {}
+"""`see` of families whose tower is another, by `config.model_type`."""
+
+
 def see(model: Any, media: Any) -> dict[str, list[list[Seen]]]:
     """The visual tokens of each image and of each video."""
+    if model.config.model_type in OTHERS:
+        return OTHERS[model.config.model_type](model, media)
     found: dict[str, list[list[Seen]]] = {"image": [], "video": []}
     if isinstance(media, Tensor):
         found["image"] = [plain_image(model, tile) for tile in media]

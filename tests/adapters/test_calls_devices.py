@@ -41,7 +41,7 @@ def test_layers_split_over_memory_and_disk(family: Family, tmp_path: Path) -> No
     names = [f"model.{name}" for name, _ in plain.model.named_children() if name != "language_model"]
     names += [f"model.language_model.{name}" for name, _ in plain.model.language_model.named_children()]
     names += [f"model.{name}" for name, _ in plain.model.named_parameters(recurse=False)]
-    places = dict.fromkeys([*names, "lm_head"], "cpu") | {"model.vision_tower": "disk"}
+    places = dict.fromkeys([*names, "lm_head"], "cpu") | {f"model.{family.tower}": "disk"}
     del places["model.language_model.layers"]
     places |= {f"model.language_model.layers.{i}": "disk" if i % 2 else "cpu" for i in range(5)}
     model = type(plain).from_pretrained(tmp_path / "model", device_map=places, offload_folder=tmp_path / "disk")

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from checks import OLD, TOLERANCE, expected_logits, generate
-from families import Family
+from families import FAMILIES, Family, parameters
 from slow_llava import Turn, logits
 from tiny_llava import IMAGE, VOCABULARY, batch, prompt
 
@@ -44,12 +44,11 @@ def test_retaining_everything_equals_the_unpruned_model_bit_for_bit(
 def test_forward_without_a_cache_keeps_the_length_and_zeroes_what_was_pruned(
     family: Family, side: str, semantics: str
 ) -> None:
-    model, method = family.model(2), ViTCoP(retention=0.3, semantics=semantics)
+    model, method = family.model(2), family.method(retention=0.3, semantics=semantics)
     prompts = family.prompts()
     inputs = family.batch(prompts, side)
-    positions = (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)
     with vitcop.prune(model, method), torch.no_grad():
-        output = model(**inputs, position_ids=positions, use_cache=False)
+        output = model(**inputs, **family.positions(inputs["attention_mask"]), use_cache=False)
     assert output.logits.shape == (*inputs["input_ids"].shape, VOCABULARY)
     for sample, (ids, pixels) in enumerate(prompts):
         got = output.logits[sample][inputs["attention_mask"][sample].bool()]
@@ -88,6 +87,7 @@ def test_decoding_by_hand_after_right_padding(llava: Any, attention: str) -> Non
 @pytest.mark.feature("several turns, one cache")
 @pytest.mark.feature("a new image in a later turn")
 @pytest.mark.parametrize("semantics", ["paper", "released"])
+@pytest.mark.parametrize("family", parameters(*(f.name for f in FAMILIES.values() if f.counts_tokens)), indirect=True)
 def test_turns_with_images_reuse_one_cache(family: Family, semantics: str) -> None:
     """Image, text, images: each turn prunes its own images alone and sees the earlier ones as they were left."""
     model, method = family.model(2), ViTCoP(retention=0.3, semantics=semantics)

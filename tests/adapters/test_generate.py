@@ -46,7 +46,7 @@ def test_greedy_equals_recomputing_every_token(llava: Any, name: str) -> None:
 @pytest.mark.parametrize("semantics", ["paper", "released"])
 @pytest.mark.parametrize("family", parameters(*FAMILIES, "llava_next, mistral"))
 def test_a_padded_batch_of_0_1_and_2_images_equals_each_sample_alone(family: Family, semantics: str) -> None:
-    model, method = family.model(2), ViTCoP(retention=0.3, semantics=semantics)
+    model, method = family.model(2), family.method(retention=0.3, semantics=semantics)
     prompts = family.prompts()
     output, report = generate(model, method, family.batch(prompts), new=2)
     assert report.visual_tokens == [family.count(ids) for ids, _ in prompts]
@@ -66,7 +66,7 @@ OPTIONS = {
 @pytest.mark.feature("eager attention")
 @pytest.mark.parametrize("name", OPTIONS)
 def test_greedy_of_every_family(family: Family, name: str) -> None:
-    model, method = family.model(2, "eager"), ViTCoP(**OPTIONS[name])
+    model, method = family.model(2, "eager"), family.method(**OPTIONS[name])
     sample = family.prompts()[-1]
     output, _ = generate(model, method, family.batch([sample]), new=1)
     assert_answers(model, method, [sample], output)

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import slow_methods
-import slow_vision
+import slow_qwen
 import tiny_internvl
 import torch
 from against import assert_as_published
@@ -27,13 +27,17 @@ METHOD = ViTCoP(retention=0.3)
 
 def images_of(model: Any, sample: Any) -> list[int]:
     """Visual tokens of each image or video of a prompt, in its order."""
-    given = [t.given for t in embed(model, Turn(*sample), 0, 0) if t.given >= 0]
+    if "qwen" in model.config.model_type:
+        tokens: list[Any] = slow_qwen.embed(model, slow_qwen.Sample(*sample), 0, [])
+    else:
+        tokens = embed(model, Turn(*sample), 0, 0)
+    given = [t.given for t in tokens if t.given >= 0]
     return [given.count(image) for image in sorted(set(given))]
 
 
-def shares(model: Any, sample: Any, kept: list[int]) -> list[int]:
-    """How many of some tokens are of each image."""
-    counts, first, found = images_of(model, sample), 0, []
+def shares(counts: list[int], kept: list[int]) -> list[int]:
+    """How many of some tokens are of each image, of as many tokens."""
+    first, found = 0, []
     for count in counts:
         found.append(sum(first <= token < first + count for token in kept))
         first += count
@@ -61,20 +65,20 @@ OPTIONS = {
 def test_a_padded_batch_equals_the_reference(family: Family, name: str) -> None:
     """Prompts of no, one and several images and videos of different sizes."""
     options, side = OPTIONS[name]
-    model, method, prompts = family.model(2), ViTCoP(**options), [family.prompt(3, seed=1), *family.prompts()]
+    model, method, prompts = family.model(2), family.method(**options), [family.prompt(3, seed=1), *family.prompts()]
     inputs = family.batch(prompts, side)
-    positions = (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)
     with vitcop.prune(model, method, budget_per="image") as report, torch.no_grad():
-        output = model(**inputs, position_ids=positions)
+        output = model(**inputs, **family.positions(inputs["attention_mask"]))
     layers = len(model.model.language_model.layers)
     for number, (ids, pixels) in enumerate(prompts):
+        images = images_of(model, prompts[number])
         for stage_number, stage in enumerate(report.stages):
             kept = stage.kept[number, : stage.tokens_out[number]].tolist()
-            wanted = [method.counts(layers, total)[stage_number] for total in images_of(model, prompts[number])]
-            assert shares(model, prompts[number], kept) == wanted
+            wanted = [method.counts(layers, total)[stage_number] for total in images]
+            assert shares(images, kept) == wanted
             # Nothing is merged across images.
             for members in stage.segments(number):
-                assert sum(share > 0 for share in shares(model, prompts[number], members)) == 1
+                assert sum(share > 0 for share in shares(images, members)) == 1
         got = output.logits[number][inputs["attention_mask"][number].bool()]
         with torch.no_grad():
             expected = family.logits(model, method, [Turn(ids, pixels)], [], per_image=True)
@@ -179,23 +183,21 @@ def test_no_value_is_read(llava: Any, name: str) -> None:
 
 @pytest.mark.family("internvl")
 @pytest.mark.feature("several images or videos per prompt")
-def test_tiles_that_touch_are_one_image(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tiles_that_touch_are_one_image() -> None:
     """InternVL is given tiles alone: here an image of two, and one of a single tile."""
-    monkeypatch.setattr(slow_vision, "see", tiny_internvl.see)
     model = tiny_internvl.tiny_internvl()
     ids, pixels = tiny_internvl.prompt(3)
     first, count = ids.index(IMAGE), tiny_internvl.GRID**2
     ids = ids[: first + count] + ids[first + count + 2 :]  # the words between the first two tiles
     sample = ids, pixels
-    assert images_of(model, sample) == [2 * count, count]
+    images = images_of(model, sample)
+    assert images == [2 * count, count]
     with vitcop.prune(model, METHOD, budget_per="image") as report, torch.no_grad():
         got = model(**batch([sample])).logits[0]
         expected = slow_logits(model, METHOD, [Turn(*sample)], [], per_image=True)
     alive = ~expected.isnan().any(-1)
     torch.testing.assert_close(got[alive], expected[alive], atol=TOLERANCE, rtol=0)
-    assert shares(model, sample, report.stages[-1].kept[0].tolist()) == [
-        METHOD.counts(8, total)[2] for total in (2 * count, count)
-    ]
+    assert shares(images, report.stages[-1].kept[0].tolist()) == [METHOD.counts(8, total)[2] for total in images]
 
 
 def test_replays(llava: Any) -> None:

@@ -21,6 +21,8 @@ def snapshot(model: Any) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, module in model.named_modules():
         for key, value in vars(module).items():
+            if key == "rope_deltas":  # made anew by each prefill
+                continue
             if isinstance(value, dict):
                 found[f"{name}.{key}"] = [(k, id(v)) for k, v in value.items()]
             else:

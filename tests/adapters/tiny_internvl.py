@@ -5,7 +5,7 @@ from typing import Any
 
 import tiny_llava
 import torch
-from slow_vision import Seen
+from slow_vision import OTHERS, Seen
 from tiny_llava import IMAGE, PAD, VOCABULARY
 from torch import Tensor
 from transformers import InternVLConfig, InternVLForConditionalGeneration, InternVLVisionConfig, Qwen2Config
@@ -14,10 +14,11 @@ GRID = 4  # tokens of a tile's side, of two patches each
 
 
 def tiny_internvl(
-    *, qk_norm: bool = False, attention: str = "sdpa", dtype: torch.dtype = torch.float32, feature_layer: int = -1
-) -> Any:
+    *, qk_norm: bool = False, attention: str = "sdpa", dtype: torch.dtype = torch.float32, feature_layer: int = -1,
+    layers: int = 8, key_heads: int = 2, seed: int = 0,
+) -> Any:  # fmt: skip
     """Weights are larger than usual, so that attention and the choice of tokens are far from uniform."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     config = InternVLConfig(
         vision_config=InternVLVisionConfig(
             hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, image_size=[32, 32],
@@ -25,8 +26,9 @@ def tiny_internvl(
             norm_type="rms_norm" if qk_norm else "layer_norm", use_mean_pooling=not qk_norm,
         ),
         text_config=Qwen2Config(
-            vocab_size=VOCABULARY, hidden_size=64, intermediate_size=96, num_hidden_layers=8, num_attention_heads=4,
-            num_key_value_heads=2, max_position_embeddings=512, pad_token_id=PAD, bos_token_id=1, eos_token_id=None,
+            vocab_size=VOCABULARY, hidden_size=64, intermediate_size=96, num_hidden_layers=layers,
+            num_attention_heads=4, num_key_value_heads=key_heads, max_position_embeddings=512, pad_token_id=PAD,
+            bos_token_id=1, eos_token_id=None,
         ),
         image_token_id=IMAGE, image_seq_length=GRID * GRID, tie_word_embeddings=False,
         vision_feature_layer=feature_layer,
@@ -88,3 +90,6 @@ def look(tower: Any, feature_layer: int, pixels: Tensor) -> tuple[Tensor, Tensor
         if number == chosen:
             break
     return tower.layernorm(x) if feature_layer == -1 else x, received, keys
+
+
+OTHERS["internvl"] = see

@@ -12,6 +12,7 @@ from torch import Tensor
 IMAGE, VIDEO, START, END, PAD, VOCABULARY = 99, 98, 97, 96, 0, 100
 FAMILIES = ("qwen2_5_vl", "qwen3_vl")
 MERGE = 2
+SIZES, FILM = [(3, 3), (4, 3), (2, 5)], (2, 2, 3)
 
 
 @dataclass
@@ -29,12 +30,15 @@ class Sample:
     media: list[Media]
 
 
-def tiny_qwen(family: str, *, layers: int = 8, attention: str = "sdpa", dtype: torch.dtype = torch.float32) -> Any:
+def tiny_qwen(
+    family: str, *, layers: int = 8, key_heads: int = 2, attention: str = "sdpa", dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+) -> Any:  # fmt: skip
     """Weights are larger than usual, so that attention and the choice of tokens are far from uniform."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     text: dict[str, Any] = dict(
         vocab_size=VOCABULARY, hidden_size=64, intermediate_size=96, num_hidden_layers=layers, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=512, pad_token_id=PAD, bos_token_id=1, eos_token_id=None,
+        num_key_value_heads=key_heads, max_position_embeddings=512, pad_token_id=PAD, bos_token_id=1, eos_token_id=None,
     )  # fmt: skip
     vision: dict[str, Any] = dict(
         depth=3, hidden_size=32, num_heads=2, intermediate_size=64, patch_size=4, temporal_patch_size=2,
@@ -97,10 +101,27 @@ def prompt(*grids: tuple[int, ...], family: str = "qwen2_5_vl", seed: int = 0, t
     return Sample(ids + words(text), media)
 
 
+def pictures(family: str, images: int, seed: int = 0, text: int = 5, videos: int = 0) -> tuple[list[int], "Shown"]:
+    """Token ids with films and pictures of several sizes in turns, as the other families' prompts have them."""
+    grids: list[tuple[int, ...]] = []
+    for number in range(max(images, videos)):
+        if number < videos:
+            grids.append(FILM)
+        if number < images:
+            grids.append(SIZES[(number + seed) % len(SIZES)])
+    sample = prompt(*grids, family=family, seed=seed, text=text)
+    return sample.ids, Shown(sample.media)
+
+
+class Shown(list[Media]):
+    def to(self, dtype: torch.dtype) -> "Shown":
+        return Shown(Media(m.kind, m.grid, m.pixels.to(dtype)) for m in self)
+
+
 def batch(
     model: Any, samples: Sequence[Sample], side: str = "left", dtype: torch.dtype = torch.float32
 ) -> dict[str, Any]:
-    """Samples padded to one batch, as a processor returns them."""
+    """Samples padded to one batch, as a processor returns them. `model`: or its class."""
     width = max(len(sample.ids) for sample in samples)
     rows, mask = [], []
     for sample in samples:
