@@ -69,6 +69,7 @@ class Run:
         self._ahead: Ahead | None = None  # of the stage to come
         self.behind: Tensor | None = None  # [1] slots of padding behind every sample, in a graph
         self._timed = True
+        self.first: list[Tensor] | None = None  # a list: gets the input of the first layer
         self.peak_watch: PeakWatch | None = None  # None: nothing is allocated, as in the replay of a graph
 
     def static(self, behind: Tensor) -> None:
@@ -91,8 +92,7 @@ class Run:
         self, index: int, layer: nn.Module, hidden: Tensor, kwargs: dict[str, Any], report: Report
     ) -> tuple[Tensor, dict[str, Any]] | None:
         """What decoder layer `index` gets instead of `hidden` and `kwargs`; None: leave them."""
-        if self.cache is None:
-            self.cache = caches.given(kwargs)
+        self.cache = caches.given(kwargs) if self.cache is None else self.cache
         if self.embeddings is None:
             self.embeddings = self.adapter.read_rotary(kwargs["position_embeddings"])
         if self.injection is not None and index:
@@ -104,6 +104,8 @@ class Run:
                 hidden = self._prune(number, stage, layer, hidden, report)
         followed = self.visible and any(stage.layer == index + 1 for stage in self.program.stages)
         self._previous = (hidden, self.embeddings) if followed else None
+        if index == 0 and self.first is not None:
+            self.first.append(hidden)
         self.slots.append(hidden.shape[1])
         self.homes.append((self.source, self.valid))
         key_mask, mask = self._masks(index, hidden)
@@ -145,8 +147,7 @@ class Run:
         watch.start()
         with torch.no_grad():
             sources = self._sources(stage.layer, layer, hidden.detach().to(self.device))
-            chosen: dict[int, Plan] = {}
-            shown = self._shown()
+            shown, chosen = self._shown(), dict[int, Plan]()
             for visible in shown:
                 total, count = visible.group.total, visible.slots.shape[1]
                 budget = self.program.counts(total)[number]
@@ -185,8 +186,7 @@ class Run:
 
     def _plans(self, shown: Sequence[Visible], chosen: dict[int, Plan]) -> Plans:
         """Plans for samples, from those for what was shown."""
-        alone: Plans = {(total,): plan for total, plan in chosen.items()}
-        return alone if self.per_image is None else self.per_image.join(shown, chosen)
+        return {(m,): p for m, p in chosen.items()} if self.per_image is None else self.per_image.join(shown, chosen)
 
     def _agreed(self, plan: Plan) -> Plan:
         """The same plan on every rank of a tensor-parallel group."""
@@ -386,12 +386,14 @@ class Run:
 
     def hidden_states(self, states: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
         """What the decoder collected, its input and each layer's output, at the length that was put in."""
+        if self.first:  # some decoders collect it before the hook of the layer
+            states = [*self.first, *states[1:]]
         homes = [self.homes[0], *self.homes]
         paired = zip(states, homes, strict=True)
         return tuple(h if h is None else put_back(h, *home, self.queries) for h, home in paired)
 
     def footprints(self, itemsize: int) -> tuple[Footprint, Footprint]:
         """Of this forward as it is, and as it would be without pruning."""
-        sizes = self.adapter.shape, self.batch, itemsize
         full = [[n] * len(self.slots) for n in (self.seen, self.queries)]
-        return footprint(*sizes, self.history, self.slots), footprint(*sizes, *full)
+        compute = functools.partial(footprint, self.adapter.shape, self.batch, itemsize)
+        return compute(self.history, self.slots), compute(*full)

@@ -238,6 +238,7 @@ class Handle:
             if features:
                 run.injection = Injection(features, self._prompt.visual, embeds.device)
             run.peak_watch = PeakWatch(embeds.device)
+            run.first = [] if kwargs.get("output_hidden_states") else None
             report = self.report
             report.stages = []
             report.visual_tokens = self._prompt.counts

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from checks import generate
+from checks import OLD, generate
 from families import Family, parameters
 
 from vitcop import ViTCoP
@@ -41,7 +41,9 @@ def test_layers_split_over_memory_and_disk(family: Family, tmp_path: Path) -> No
     names = [f"model.{name}" for name, _ in plain.model.named_children() if name != "language_model"]
     names += [f"model.language_model.{name}" for name, _ in plain.model.language_model.named_children()]
     names += [f"model.{name}" for name, _ in plain.model.named_parameters(recurse=False)]
-    places = dict.fromkeys([*names, "lm_head"], "cpu") | {f"model.{family.tower}": "disk"}
+    # Qwen3-VL of 4.57 reads a weight of its tower before it is called.
+    tower = "cpu" if OLD and family.name == "qwen3_vl" else "disk"
+    places = dict.fromkeys([*names, "lm_head"], "cpu") | {f"model.{family.tower}": tower}
     del places["model.language_model.layers"]
     places |= {f"model.language_model.layers.{i}": "disk" if i % 2 else "cpu" for i in range(5)}
     model = type(plain).from_pretrained(tmp_path / "model", device_map=places, offload_folder=tmp_path / "disk")

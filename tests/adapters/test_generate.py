@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from checks import NEW, VERSION, assert_answers, expected_logits, generate
+from checks import NEW, OLD, VERSION, assert_answers, expected_logits, generate
 from families import FAMILIES, Family, parameters
 from slow_llava import Turn
 from tiny_llava import PAD, batch, prompt
@@ -174,7 +174,8 @@ def test_beam_search(llava: Any, images: list[int]) -> None:
 @pytest.mark.parametrize("family", parameters(*[name for name in FAMILIES if name != "llava"]))
 def test_beam_search_of_every_family(family: Family) -> None:
     model, method, new = family.model(), ViTCoP(retention=0.3), 2
-    row = family.prompts()[-1]
+    # 4.57 cannot repeat the films of Qwen3-VL, with and without vitcop.
+    row = family.prompt(2) if OLD and family.name == "qwen3_vl" else family.prompts()[-1]
     output, _ = generate(
         model, method, family.batch([row]), new=new, num_beams=2, output_scores=True, length_penalty=0.0
     )
