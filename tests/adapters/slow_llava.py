@@ -36,6 +36,7 @@ class Token:
     visual: int = -1  # among the visual tokens of the turn
     feature: Tensor = field(default_factory=lambda: torch.empty(0))
     saliency: float = 0.0
+    state: Tensor | None = None  # of the tower, before the projector
 
 
 OTHERS: dict[str, Callable[..., Tensor]] = {}
@@ -157,7 +158,7 @@ def embed(model: Any, turn: Turn, number: int, start: int) -> list[Token]:
             segments += 1 + max(seen.part for seen in waiting[kind])
         seen = waiting[kind].pop(0)
         segment, patch = begin[kind] + seen.part, length[kind] - 1 - len(waiting[kind])
-        what = seen.place, visual, seen.feature, seen.saliency
+        what = seen.place, visual, seen.feature, seen.saliency, seen.state
         tokens.append(Token(seen.hidden, column, column, number, segment, patch, given, *what))
         visual += 1
         behind = column + 1

@@ -55,7 +55,9 @@ def logits(
     with torch.no_grad():
         prompt = embed(model, turn, 0, start=0)
         images = sorted({t.image for t in prompt if t.image >= 0})
-        pools = [[image] for image in images] if per_image else [images] if images else []
+        given = sorted({t.given for t in prompt if t.image >= 0})
+        pools = [[i for i in images if any((t.image, t.given) == (i, g) for t in prompt)] for g in given]
+        pools = pools if per_image or not images else [images]
         totals = [sum(t.image in pool for t in prompt) for pool in pools]
         removed = sum(total - program.counts(total)[-1] for total in totals)
         removed = 0 if program.positions == "original" else removed
@@ -180,18 +182,12 @@ def density_peaks(points: list[Tensor], clusters: int) -> list[list[int]]:
 
 def visionzip(dominant: int, contextual: int) -> list[Choice]:
     def zipped(state: State) -> Outcome:
-        assert state.pixels is not None
         model, visual = state.model.model, state.visual
-        states = model.vision_tower(state.pixels, output_hidden_states=True).hidden_states[-2]
-        layer = getattr(model.vision_tower, "vision_model", model.vision_tower).encoder.layers[-2]
-        heads = layer.self_attn.num_heads
-
-        def of(token: Token) -> Tensor:
-            return states[token.image, token.patch + 1]
-
-        keys = {id(t): t.feature.view(heads, -1).mean(0) for t in visual}
-        stay = best(visual, [t.saliency for t in visual], dominant - len(state.images))
-        rest = [t for t in visual if all(t is not s for s in stay)]
+        special = list(state.images) if state.model.config.model_type == "llava" else []  # images with a [CLS]
+        keys = {id(t): t.feature.view(4, -1).mean(0) for t in visual}  # every tower here has four heads
+        patches = [t for t in visual if t.state is not None]
+        stay = best(patches, [t.saliency for t in patches], dominant - len(special))
+        rest = [t for t in patches if all(t is not s for s in stay)]
         targets = rest[:: len(rest) // contextual][:contextual]
         joined: dict[int, list[Token]] = {id(t): [] for t in targets}
         for token in rest:
@@ -200,13 +196,15 @@ def visionzip(dominant: int, contextual: int) -> list[Choice]:
                 joined[id(targets[cosine.index(max(cosine))])].append(token)
         back = []
         for target in targets:
-            state_of = of(target)
+            mean: Any = target.state
             if joined[id(target)]:
-                state_of = state_of + torch.stack([of(t) for t in joined[id(target)]]).mean(0)
-            back.append(Token(model.multi_modal_projector(state_of), 0, -1, 0, image=target.image))
-        front = {
-            image: Token(model.multi_modal_projector(states[image, 0]), 0, -1, 0, image=image) for image in state.images
-        }
+                mean = mean + torch.stack([t.state for t in joined[id(target)] if t.state is not None]).mean(0)
+            back.append(Token(model.multi_modal_projector(mean[None])[0], 0, -1, 0, image=target.image))
+        front = {}
+        for image in special:
+            assert state.pixels is not None
+            states = model.vision_tower(state.pixels[image][None], output_hidden_states=True).hidden_states[-2]
+            front[image] = Token(model.multi_modal_projector(states[:, :1])[0, 0], 0, -1, 0, image=image)
         return Outcome(stay, front, back)
 
     return [zipped]

@@ -44,6 +44,7 @@ class Seen:
     saliency: float
     place: tuple[float, float]
     part: int
+    state: Tensor | None = None  # of the tower, before the projector; None: a line break
 
 
 @dataclass
@@ -109,7 +110,7 @@ def side_of(model: Any) -> int:
 def plain_image(model: Any, tile: Tensor) -> list[Seen]:
     side = side_of(model)
     return [
-        Seen(project(model, p.state), p.feature, p.saliency, (i // side / side, i % side / side), 0)
+        Seen(project(model, p.state), p.feature, p.saliency, (i // side / side, i % side / side), 0, p.state)
         for i, p in enumerate(look(model, tile))
     ]
 
@@ -163,7 +164,8 @@ def blend(tokens: list[Seen], weights: list[float]) -> Seen:
     feature = sum((w * t.feature.float() for t, w in pairs), torch.zeros(())).to(tokens[0].feature.dtype)
     saliency = sum(w * t.saliency for t, w in pairs)
     place = sum(w * t.place[0] for t, w in pairs), sum(w * t.place[1] for t, w in pairs)
-    return Seen(hidden, feature, saliency, place, tokens[0].part)
+    state = sum((w * t.state for t, w in pairs if t.state is not None), torch.zeros(()))
+    return Seen(hidden, feature, saliency, place, tokens[0].part, state)
 
 
 def resize(plane: list[list[Seen]], height: int, width: int) -> list[list[Seen]]:
@@ -200,7 +202,7 @@ def video(model: Any, frames: Tensor) -> list[Seen]:
             for r in range(0, side - 1, 2):
                 for c in range(0, side - 1, 2):
                     four = [(r, c), (r, c + 1), (r + 1, c), (r + 1, c + 1)]
-                    raw = [Seen(p.state, p.feature, p.saliency, (y / side, x / side), 0)
+                    raw = [Seen(p.state, p.feature, p.saliency, (y / side, x / side), 0, p.state)
                            for (y, x) in four for p in [patches[y * side + x]]]  # fmt: skip
                     token = blend(raw, [0.25] * 4)
                     token.hidden = project(model, token.hidden)

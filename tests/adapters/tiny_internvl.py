@@ -62,9 +62,10 @@ def see(model: Any, tiles: Any) -> dict[str, list[list[Seen]]]:
         for row in range(GRID):
             for col in range(GRID):
                 of = [1 + (2 * row + r) * 2 * GRID + 2 * col + c for r in range(2) for c in range(2)]
-                hidden = model.model.multi_modal_projector(torch.cat([states[i] for i in of]))
+                state = torch.cat([states[i] for i in of])
+                hidden = model.model.multi_modal_projector(state)
                 feature, saliency = keys[of].float().mean(0), float(received[of].mean())
-                tokens.append(Seen(hidden, feature, saliency, (row / GRID, col / GRID), part=0))
+                tokens.append(Seen(hidden, feature, saliency, (row / GRID, col / GRID), 0, state))
         found.append(tokens)
     return {"image": found, "video": []}
 

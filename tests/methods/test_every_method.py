@@ -56,7 +56,7 @@ def test_a_sample_alone_and_in_a_padded_batch_choose_alike(llava: Any, method: M
 def test_on_other_families_a_sample_alone_and_in_a_batch_choose_alike(method: Method, name: str) -> None:
     family = FAMILIES[name]
     model, prompts = family.model(), [family.prompt(1), family.prompt(2), family.prompt(0)]
-    if isinstance(method, VisionZip) and name != "internvl":
+    if isinstance(method, VisionZip) and family.tower == "visual":
         message = f"hidden states of the vision tower, which {type(adapter_for(model)).__name__} does not offer"
         with vitcop.prune(model, method), pytest.raises(NotImplementedError, match=message):
             model(**family.batch(prompts))

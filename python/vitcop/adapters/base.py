@@ -53,10 +53,10 @@ class TowerTokens(VisualTokens, Protocol):
     num_heads: int  # of features()
 
     def states(self) -> Tensor:
-        """[T, D] what the projector gets for each token."""
+        """[T, D] what the projector gets for each token; NaN for tokens that no patch made."""
 
     def cls_states(self) -> Tensor | None:
-        """[images, D] the same of the [CLS] tokens; None for towers without."""
+        """[images, D] the same of the [CLS] tokens; None for towers without, and where an image has several."""
 
 
 class Removable(Protocol):

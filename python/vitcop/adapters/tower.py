@@ -23,6 +23,7 @@ class TowerRun:
     num_heads: int
     scale: float
     has_cls: bool
+    output: Tensor | None = None  # [n, N or 1+N, D] what the layer made of them; None: not what is projected
 
     def saliency(self) -> Tensor:
         """[n, N] Eq. 1: softmax over [CLS] and patches, summed over heads; [CLS]' own share is left out afterwards.
@@ -38,10 +39,18 @@ class TowerRun:
         """[n, N, H*d]"""
         return self.keys[:, 1:] if self.has_cls else self.keys
 
+    def states(self) -> Tensor:
+        """[n, N or 1+N, D]"""
+        if self.output is None:
+            raise NotImplementedError(
+                "vision_feature_layer: expected one layer, for a method that works before the projector, got several"
+            )
+        return self.output
+
 
 @dataclass
 class TileTokens:
-    """Visual tokens made of the patches of tiles. Implements `VisualTokens`."""
+    """Visual tokens made of the patches of tiles. Implements `VisualTokens` and `TowerTokens`."""
 
     run: TowerRun
     kind: str
@@ -62,6 +71,17 @@ class TileTokens:
 
     def positions(self) -> Tensor:
         return self.place
+
+    @property
+    def num_heads(self) -> int:
+        return self.run.num_heads
+
+    def states(self) -> Tensor:
+        states = self.run.states()
+        return self.arrange(states[:, 1:] if self.run.has_cls else states)
+
+    def cls_states(self) -> Tensor | None:
+        return None  # a tile, or a frame, has its own, and none is that of the image
 
 
 class TowerAdapter(Adapter):
@@ -95,8 +115,13 @@ class TowerAdapter(Adapter):
         part = torch.zeros(tiles * patches, dtype=torch.int64)
         return TileTokens(run, "image", [patches] * tiles, part, place, lambda x: x.flatten(0, 1))
 
+    def project(self, states: Tensor) -> Tensor:
+        projected: Tensor = self.owner.multi_modal_projector(states)
+        return projected
+
     def watch(self, tower_outputs: list[VisualTokens]) -> Iterable[Removable]:
         seen: dict[str, Tensor] = {}
+        one_layer = isinstance(self.config.vision_feature_layer, int)
 
         def keep_query(module: nn.Module, args: Any, output: Tensor) -> None:
             # A row of its own: a view would keep the queries of all patches.
@@ -105,9 +130,15 @@ class TowerAdapter(Adapter):
         def keep_keys(module: nn.Module, args: Any, output: Tensor) -> None:
             seen["keys"] = output.detach()
 
+        def keep_output(module: nn.Module, args: Any, output: Any) -> None:
+            seen["output"] = output[0] if isinstance(output, tuple) else output
+
         def after_tower(module: nn.Module, args: Any, output: Any) -> None:
             attention = self.attention
-            run = TowerRun(seen.pop("query"), seen.pop("keys"), attention.num_heads, attention.scale, self.has_cls)
+            run = TowerRun(
+                seen.pop("query"), seen.pop("keys"), attention.num_heads, attention.scale, self.has_cls,
+                seen.pop("output", None),
+            )  # fmt: skip
             (rows, cols), patches = self.grid, run.features().shape[1]
             if patches != rows * cols:
                 raise NotImplementedError(
@@ -120,6 +151,8 @@ class TowerAdapter(Adapter):
 
         yield self.attention.q_proj.register_forward_hook(keep_query)
         yield self.attention.k_proj.register_forward_hook(keep_keys)
+        if one_layer:
+            yield self.layer.register_forward_hook(keep_output)
         yield self.owner.vision_tower.register_forward_hook(after_tower)
 
 

@@ -72,14 +72,16 @@ class Context(Protocol):
 
     @property
     def tower_states(self) -> Tensor:
-        """[G, V, D] what the projector makes the visual tokens of: hidden states of the vision tower.
+        """[G, V, D] what the projector makes the visual tokens of: hidden states of the vision tower; NaN for tokens
+        that no patch made (line breaks).
 
         Raises NotImplementedError where an adapter does not offer them, as `cls_states` and `project` do.
         """
 
     @property
     def cls_states(self) -> Tensor | None:
-        """[G, num_segments, D] the same of the [CLS] tokens of a sample's images; None for towers without."""
+        """[G, num_segments, D] the same of the [CLS] tokens of a sample's images; None for towers without, and where
+        images are cut into tiles."""
 
     @property
     def feature_heads(self) -> int:

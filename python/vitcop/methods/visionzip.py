@@ -1,6 +1,7 @@
 """VisionZip (Yang et al., CVPR 2025): what [CLS] attends to stays, the rest merges, both before the projector."""
 
 import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,11 +20,13 @@ class VisionZip(Budgeted):
 
     Dominant tokens: [CLS] itself and those that it attends to most. Of the others, every (n // c)-th is the target
     of a contextual token: each of the rest joins its most similar target (cosine of the keys' mean over heads), and the
-    contextual token is the target's state plus the mean of those that joined it. Then everything is
-    projected, in the order [CLS], dominant, contextual. Position ids are contiguous.
+    contextual token is the target's state plus the mean of those that joined it, projected. The order is [CLS],
+    dominant, contextual. Position ids are contiguous.
 
-    Towers without [CLS] have that place for one more token, and rank by the mean attention that tokens receive. Several
-    images of a prompt share the budget (and bring a [CLS] each); the published code prunes them one by one.
+    Towers without [CLS] have that place for one more token, and rank by the mean attention that tokens receive; images
+    in tiles, each of which has a [CLS], have it for one more as well. Line breaks, which no patch made, are kept last,
+    are no targets and join none: of images hardly pruned some stay, as they are. Several images of a prompt share the
+    budget (and bring a [CLS] each); the published code prunes them one by one, as `budget_per="image"` does.
 
     Args:
         retain, retention: tokens in all, 5 of 32 of them contextual: 162+30, 108+20 and 54+10, as published.
@@ -70,15 +73,19 @@ class VisionZip(Budgeted):
         best = ops.select_tokens(ctx.saliency, dominant - images, largest=True)
         chosen = torch.zeros_like(ctx.saliency, dtype=torch.bool).scatter(1, best, True)
         rest = chosen.to(torch.uint8).argsort(dim=1, stable=True)[:, : tokens - best.shape[1]]  # ascending
-        number = torch.arange(rest.shape[1], device=rest.device)
-        step = rest.shape[1] // contextual
-        target = (number % step == 0) & (number < step * contextual)
-        by_role = target.to(torch.uint8).argsort(descending=True, stable=True)
-        targets, others = rest[:, by_role].split([contextual, rest.shape[1] - contextual], dim=1)
+        patch = ~ctx.saliency.isnan().gather(1, rest)  # no line break
+        number = torch.where(patch, patch.cumsum(1) - 1, -1)
+        step = patch.sum(1, keepdim=True).div(contextual, rounding_mode="floor").clamp(min=1)
+        # 0: targets, 1: patches that join them, 2: line breaks, some of which stay where there are too few patches.
+        role = torch.where(patch, 1 - ((number % step == 0) & (number < step * contextual)).long(), 2)
+        by_role = rest.gather(1, role.argsort(dim=1, stable=True))
+        targets, others = by_role.split([contextual, rest.shape[1] - contextual], dim=1)
 
         keys = ctx.features.unflatten(-1, (ctx.feature_heads, -1)).mean(2)
         unit = torch.nn.functional.normalize(keys.float(), dim=-1)  # [G, V, d]
-        joins = (_rows(unit, others) @ _rows(unit, targets).mT).argmax(-1)  # [G, n - c]; the first of equals
+        lost = ctx.saliency.isnan()
+        alike = (_rows(unit, others) @ _rows(unit, targets).mT).masked_fill(lost.gather(1, targets)[:, None], -math.inf)
+        joins = alike.argmax(-1).masked_fill(lost.gather(1, others), contextual)  # [G, n - c]; the first of equals
 
         # [CLS] before its image, contextual tokens behind everything.
         first = (torch.arange(images, device=best.device) * ctx.max_segment).expand(samples, -1)
@@ -88,23 +95,27 @@ class VisionZip(Budgeted):
         place = order.argsort(dim=1)
         dominants, means = place[:, images:dominant], place[:, dominant:]
         segment = torch.empty_like(chosen, dtype=torch.int64).scatter(1, best, dominants)
-        segment = segment.scatter(1, targets, means).scatter(1, others, means.gather(1, joins))
+        outputs = torch.nn.functional.pad(means, (0, 1), value=ctx.budget)  # none, of line breaks
+        segment = segment.scatter(1, targets, means).scatter(1, others, outputs.gather(1, joins))
         perm, offsets = segments(segment, ctx.budget)
         none = torch.full_like(segment, contextual)
         joined = segments(none.scatter(1, others, joins), contextual)
         return Plan(
             torch.cat([others[:, :images], best, targets], dim=1).gather(1, order), perm, offsets, order >= dominant,
             places=wanted.gather(1, order),
-            hidden=functools.partial(_project, order, best, targets, joined),
+            hidden=functools.partial(_outputs, order, best, targets, joined),
         )  # fmt: skip
 
 
-def _project(order: Tensor, best: Tensor, targets: Tensor, joined: tuple[Tensor, Tensor], ctx: Context) -> Tensor:
-    """[G, S, C] the outputs."""
+def _outputs(order: Tensor, best: Tensor, targets: Tensor, joined: tuple[Tensor, Tensor], ctx: Context) -> Tensor:
+    """[G, S, C]: dominant tokens and line breaks as they are, [CLS] and contextual tokens projected."""
     states, cls = ctx.tower_states, ctx.cls_states
-    contextual = _rows(states, targets) + ops.segment_mean(states, *joined)
-    outputs = [*([] if cls is None else [cls]), _rows(states, best), contextual]
-    return ctx.project(_rows(torch.cat(outputs, dim=1), order))
+    images, own = 0 if cls is None else cls.shape[1], _rows(states, targets)
+    lost = own.isnan().any(-1, keepdim=True)
+    contextual = own.masked_fill(lost, 0) + ops.segment_mean(states, *joined)
+    made = ctx.project(contextual if cls is None else torch.cat([cls, contextual], dim=1))
+    contextual = torch.where(lost, _rows(ctx.hidden, targets), made[:, images:])
+    return _rows(torch.cat([made[:, :images], _rows(ctx.hidden, best), contextual], dim=1), order)
 
 
 def _rows(x: Tensor, index: Tensor) -> Tensor:
