@@ -52,7 +52,7 @@ def forward(layers: Any, compiler: Compiler) -> None:
 
 
 def run(family: Family, model: Any, inside: Callable[[], None] | None = None) -> Any:
-    inputs = family.batch([family.prompt(1), family.prompt(2)])
+    inputs = family.batch([family.prompt(1), family.prompt(2)], dtype=next(model.parameters()).dtype)
     with vitcop.prune(model, METHOD):
         if inside is not None:
             inside()
@@ -69,18 +69,23 @@ def assert_same(output: Any, expected: Any) -> None:
 
 @pytest.mark.feature("compiled decoder layers")
 @pytest.mark.parametrize(
-    ("family", "how"),
+    ("family", "how", "dtype"),
     [
-        *(pytest.param(*family.values, in_place, id=family.id, marks=family.marks) for family in parameters()),
         *(
-            pytest.param(*parameters("llava")[0].values, how, marks=pytest.mark.family("llava"))
-            for how in (wrap, forward)
+            pytest.param(*family.values, in_place, torch.float32, id=family.id, marks=family.marks)
+            for family in parameters()
+        ),
+        *(
+            pytest.param(*parameters("llava")[0].values, how, dtype, marks=pytest.mark.family("llava"))
+            for how, dtype in ((wrap, torch.float32), (forward, torch.float32), (in_place, torch.bfloat16))
         ),
     ],
     indirect=["family"],
 )
-def test_whole_layers(family: Family, compiler: Compiler, how: Any) -> None:
-    model = family.build(layers=4, key_heads=4)  # grouped keys are repeated in a graph, and not elsewhere: other bits
+def test_whole_layers(family: Family, compiler: Compiler, how: Any, dtype: torch.dtype) -> None:
+    model = family.build(
+        layers=4, key_heads=4, dtype=dtype
+    )  # grouped keys are repeated in a graph, and not elsewhere: other bits
     expected = run(family, model)
     layers, graphs = model.model.language_model.layers, []
     how(layers, compiler)

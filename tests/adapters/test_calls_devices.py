@@ -14,7 +14,7 @@ METHODS = [ViTCoP(retention=0.3), ViTCoP(retention=0.3, semantics="released", sa
 
 
 def assert_same(family: Family, model: Any, plain: Any, method: Any) -> None:
-    inputs = family.batch([family.prompt(1), family.prompt(2)])
+    inputs = family.batch([family.prompt(1), family.prompt(2)], dtype=plain.dtype)
     expected, wanted = generate(plain, method, inputs, new=2)
     output, report = generate(model, method, inputs, new=2)
     assert torch.equal(output.sequences, expected.sequences)
@@ -25,12 +25,13 @@ def assert_same(family: Family, model: Any, plain: Any, method: Any) -> None:
 @pytest.mark.feature("device_map", note="offloaded to the CPU and to disk; not yet run on several GPUs")
 @pytest.mark.parametrize("family", parameters("llava"), indirect=True)  # others read a weight before they are called
 @pytest.mark.parametrize("method", METHODS, ids=["paper", "released, attention"])
-def test_offloaded_to_the_cpu(family: Family, method: Any) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_offloaded_to_the_cpu(family: Family, method: Any, dtype: torch.dtype) -> None:
     accelerate = pytest.importorskip("accelerate")
-    model = accelerate.cpu_offload(family.build(layers=5), execution_device="cpu")
+    model = accelerate.cpu_offload(family.build(layers=5, dtype=dtype), execution_device="cpu")
     layer = model.model.language_model.layers[2]
     assert layer.self_attn.k_proj.weight.device.type == "meta" == layer.input_layernorm.weight.device.type
-    assert_same(family, model, family.build(layers=5), method)
+    assert_same(family, model, family.build(layers=5, dtype=dtype), method)
 
 
 @pytest.mark.feature("device_map", note="offloaded to the CPU and to disk; not yet run on several GPUs")

@@ -176,12 +176,13 @@ EMBEDDED = [
 ]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("family", "call"), EMBEDDED, indirect=["family"])
-def test_embeddings_beside_images(family: Family, call: str) -> None:
+def test_embeddings_beside_images(family: Family, call: str, dtype: torch.dtype) -> None:
     """The placeholders are found by their embedding, as transformers finds them. Without token ids, Qwen's models know
     no positions of three axes: the caller gives them."""
-    model, prompts = family.model(), [family.prompt(1), family.prompt(0), family.prompt(2)]
-    inputs = family.batch(prompts)
+    model, prompts = family.model(dtype=dtype), [family.prompt(1), family.prompt(0), family.prompt(2)]
+    inputs = family.batch(prompts, dtype=dtype)
     embedded = {k: v for k, v in inputs.items() if k != "input_ids"}
     embedded["inputs_embeds"] = model.get_input_embeddings()(inputs["input_ids"]).detach()
     if call == "generate":

@@ -129,11 +129,12 @@ def test_the_report_takes_the_peak_from_the_allocator(family: Family, monkeypatc
 
 
 @pytest.mark.feature("memory")
-def test_the_cache_holds_what_the_report_says(family: Family) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_cache_holds_what_the_report_says(family: Family, dtype: torch.dtype) -> None:
     """In every layer the tokens of Eq. 8, and no view of something longer; also after a second turn."""
-    model = family.model(2)
+    model = family.model(2, dtype=dtype)
     prompts = [family.prompt(1), family.prompt(2), family.prompt(0)]
-    inputs = family.batch(prompts)
+    inputs = family.batch(prompts, dtype=dtype)
     with vitcop.prune(model, METHOD) as report, torch.no_grad():
         cache = model(**inputs, use_cache=True).past_key_values
         for turn in range(2):
@@ -146,7 +147,7 @@ def test_the_cache_holds_what_the_report_says(family: Family) -> None:
                     for layer in range(len(cache.layers))
                 ]
                 assert [layer.keys.shape[2] for layer in cache.layers] == longest
-                more = family.batch([family.prompt(1, seed=4)] * 3)
+                more = family.batch([family.prompt(1, seed=4)] * 3, dtype=dtype)
                 model(**behind(family, inputs, more), past_key_values=cache)
 
 

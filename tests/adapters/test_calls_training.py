@@ -143,17 +143,21 @@ def test_bitsandbytes(family: Family) -> None:
 @pytest.mark.feature("gradient checkpointing")
 @pytest.mark.skipif(OLD, reason="refused before transformers 5, see test_refusals")
 @pytest.mark.parametrize(
-    ("family", "reentrant"),
+    ("family", "reentrant", "dtype"),
     [
-        *(pytest.param(*family.values, False, id=family.id, marks=family.marks) for family in parameters()),
-        pytest.param(*parameters("llava")[0].values, True, id="reentrant", marks=pytest.mark.family("llava")),
+        *(
+            pytest.param(*family.values, False, torch.float32, id=family.id, marks=family.marks)
+            for family in parameters()
+        ),
+        pytest.param(*parameters("llava")[0].values, True, torch.float32, marks=pytest.mark.family("llava")),
+        pytest.param(*parameters("llava")[0].values, False, torch.bfloat16, marks=pytest.mark.family("llava")),
     ],
     indirect=["family"],
 )
-def test_gradient_checkpointing(family: Family, reentrant: bool) -> None:
+def test_gradient_checkpointing(family: Family, reentrant: bool, dtype: torch.dtype) -> None:
     """Of a padded batch, reentrant or not: the loss and the gradients of every weight that has one."""
-    model = copy.deepcopy(family.model(2))
-    inputs = family.batch([family.prompt(1), family.prompt(2), family.prompt(0)])
+    model = copy.deepcopy(family.model(2, dtype=dtype))
+    inputs = family.batch([family.prompt(1), family.prompt(2), family.prompt(0)], dtype=dtype)
     labels = labels_of(family, inputs)
     with vitcop.prune(model, METHOD):
         plain = model(**inputs, labels=labels).loss
