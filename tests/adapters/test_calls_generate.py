@@ -107,7 +107,8 @@ def can_collect_states(family: Family) -> bool:
 @pytest.mark.feature("output_hidden_states", "refused", "transformers before 5")
 @pytest.mark.parametrize("family", parameters("qwen3_vl"), indirect=True)
 def test_hidden_states_that_are_collected_twice_are_refused(family: Family) -> None:
-    model, inputs = family.model(), family.batch([family.prompt(1)])
+    # Not the shared one: 4.57 leaves what it has wrapped to collect them in place, whatever is raised.
+    model, inputs = family.build(layers=4), family.batch([family.prompt(1)])
     with vitcop.prune(model, METHOD), torch.no_grad():
         with pytest.raises(NotImplementedError, match="output_hidden_states: expected False for Qwen3-VL"):
             model(**inputs, output_hidden_states=True)
