@@ -40,11 +40,14 @@ def allocated(device: torch.device) -> tuple[int, int] | None:
     """Bytes that PyTorch has given out on a GPU, now and at most since the process or the user last reset the peak.
 
     These are counters on the host: reading them waits for nothing. None on a CPU, where PyTorch does not count, and
-    where the peak of the process (`ru_maxrss`) says nothing of one prefill.
+    where the peak of the process (`ru_maxrss`) says nothing of one prefill; None with allocators that do not count.
     """
     if device.type != "cuda":
         return None
-    return torch.cuda.memory_allocated(device), torch.cuda.max_memory_allocated(device)
+    try:
+        return torch.cuda.memory_allocated(device), torch.cuda.max_memory_allocated(device)
+    except RuntimeError:  # a pluggable allocator
+        return None
 
 
 class PeakWatch:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vitcop.layout import group_samples, read_prompt
+from vitcop.layout import group_images, group_samples, read_prompt
 
 TEXT, IMAGE, VIDEO, PAD = 1, 8, 9, 0
 CPU = torch.device("cpu")
@@ -18,6 +18,7 @@ class Tokens:
 
     kind: str
     parts: list[list[int]] = field(default_factory=list)
+    are_tiles: bool = False
 
     @property
     def image_tokens(self) -> list[int]:
@@ -64,6 +65,37 @@ def test_repeated_prompts_share_their_features() -> None:
     one, two = group_samples(prompt, [Tokens("image", [[0, 0], [0]])], CPU)
     assert two.samples == [0, 1] and two.flat.tolist() == [[0, 1], [0, 1]]
     assert one.samples == [2, 3] and one.flat.tolist() == [[2], [2]]
+
+
+def test_images_with_budgets_of_their_own() -> None:
+    """Samples are alike where their images are, in order; images where they have as many tokens."""
+    rows = [IMAGE, IMAGE, TEXT, IMAGE, TEXT], [IMAGE, TEXT, IMAGE, IMAGE, TEXT], [PAD, PAD, PAD, IMAGE, TEXT]
+    prompt, runs = read(*rows), [Tokens("image", [[0, 1], [0], [0], [2, 0], [0]])]
+    (single, *_) = group_samples(prompt, runs, CPU)
+    assert (single.samples, single.images) == ([2], (1,))
+    groups = group_samples(prompt, runs, CPU, "image")
+    assert [(g.samples, g.images, g.total) for g in groups] == [([2], (1,), 1), ([1], (1, 2), 3), ([0], (2, 1), 3)]
+    one, two = group_images(prompt, runs, CPU, groups)
+    assert one.samples == [2, 1, 0] and one.slots.tolist() == [[3], [0], [3]] and one.end.tolist() == [[3], [3], [3]]
+    assert one.flat.tolist() == [[6], [3], [2]] and one.num_segments == 1
+    assert two.samples == [1, 0] and two.slots.tolist() == [[2, 3], [0, 1]] and two.flat.tolist() == [[4, 5], [0, 1]]
+    assert two.segment.tolist() == [[2, 0], [0, 1]] and (two.num_segments, two.ordered) == (3, False)
+
+
+def test_tiles_are_of_one_image_where_nothing_stands_between_them() -> None:
+    prompt = read([IMAGE, IMAGE, IMAGE, TEXT, IMAGE, TEXT])
+    tiles = Tokens("image", [[0], [0, 0], [0]])
+    assert group_samples(prompt, [tiles], CPU, "image")[0].images == (1, 2, 1)
+    tiles.are_tiles = True
+    assert group_samples(prompt, [tiles], CPU, "image")[0].images == (3, 1)
+
+
+def test_images_whose_tokens_take_turns_share_a_budget() -> None:
+    prompt = read([IMAGE, VIDEO, IMAGE, TEXT])
+    runs = [Tokens("image", [[0, 0]]), Tokens("video", [[0]])]
+    assert group_samples(prompt, runs, CPU)[0].total == 3
+    with pytest.raises(ValueError, match=r"budget_per: expected 'sample' where .* got 'image' for sample 0"):
+        group_samples(prompt, runs, CPU, "image")
 
 
 @pytest.mark.parametrize(

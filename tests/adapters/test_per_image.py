@@ -65,7 +65,11 @@ OPTIONS = {
 def test_a_padded_batch_equals_the_reference(family: Family, name: str) -> None:
     """Prompts of no, one and several images and videos of different sizes."""
     options, side = OPTIONS[name]
-    model, method, prompts = family.model(2), family.method(**options), [family.prompt(3, seed=1), *family.prompts()]
+    model, method, prompts = (
+        family.model(2),
+        family.method(**options),
+        [*(family.prompt(n, seed=1) for n in (1, 0, 2)), family.prompts()[-1]],
+    )
     inputs = family.batch(prompts, side)
     with vitcop.prune(model, method, budget_per="image") as report, torch.no_grad():
         output = model(**inputs, **family.positions(inputs["attention_mask"]))
