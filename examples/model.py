@@ -1,6 +1,6 @@
 """A LLaVA under `vitcop.prune`: ask about a photograph, and see what was pruned.
 
-python examples/model.py                                    the embedded model (random weights: the answer is noise)
+python examples/model.py                                    vitcop-tiny, which knows digits and shapes
 python examples/model.py llava-hf/llava-1.5-7b-hf cat.jpg   a real one
 """
 
@@ -10,19 +10,18 @@ from PIL import Image
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 import vitcop
-from vitcop import embedded
-from vitcop.compare import PHOTOGRAPH
+from vitcop.compare import PHOTOGRAPH_PROMPT, TINY_PICTURE, TINY_PROMPT
+from vitcop.loading import TINY
 
 
 def main() -> None:
-    if len(sys.argv) > 1:
-        model = LlavaForConditionalGeneration.from_pretrained(sys.argv[1], dtype="auto", device_map="auto")
-        processor = AutoProcessor.from_pretrained(sys.argv[1])
-    else:
-        model, processor = embedded.build_model(), embedded.build_processor()
-    image = Image.open(sys.argv[2] if len(sys.argv) > 2 else PHOTOGRAPH).convert("RGB")
+    name, picture = sys.argv[1:] or (TINY, TINY_PICTURE)
+    question = TINY_PROMPT if name == TINY else PHOTOGRAPH_PROMPT
+    model = LlavaForConditionalGeneration.from_pretrained(name, dtype="auto", device_map="auto")
+    processor = AutoProcessor.from_pretrained(name)
+    image = Image.open(picture).convert("RGB")
 
-    content = [{"type": "image"}, {"type": "text", "text": "What is on the table?"}]
+    content = [{"type": "image"}, {"type": "text", "text": question}]
     text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
     inputs = processor(images=image, text=text, return_tensors="pt").to(model.device, model.dtype)
 

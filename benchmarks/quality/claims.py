@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .scores import Interval
-from .settings import DEEP, MAIN, METHODS, RETENTIONS, SHALLOW
+from .settings import DEEP, MAIN, METHODS, RETENTIONS, SHALLOW, named
 
 if TYPE_CHECKING:
     from .document import Page
@@ -45,25 +45,28 @@ def rows(page: "Page") -> list[list[str]]:
             f"smallest key norms are as good as attention, {share} % kept before layer {SHALLOW} (Fig. 3b)",
             f"{signed(gap)} points; against random {signed(page.against(pair[0], pair[2]))}", verdict(gap, ties=True),
         )  # fmt: skip
-    for budget in RETENTIONS:
-        others = [f"{name}-{budget}" for name in METHODS if name != "vitcop" and f"{name}-{budget}" in page.results]
-        best = max(others, key=lambda name: page.retained(name).value)
-        gap = page.against(f"vitcop-{budget}", best)
-        claim(
-            f"ViTCoP retains most at {budget} % (Table 1)", f"{signed(gap)} points against {best.split('-')[0]}",
-            verdict(gap),
-        )  # fmt: skip
+    for original, ids in ((True, "original"), (False, "published")):
+        for budget in RETENTIONS:
+            ours = named("vitcop", budget, original)
+            others = [named(name, budget, original) for name in METHODS if name != "vitcop"]
+            best = max((name for name in others if name in page.results), key=lambda name: page.retained(name).value)
+            gap = page.against(ours, best)
+            claim(
+                f"ViTCoP retains most at {budget} %, {ids} position ids (Table 1)",
+                f"{signed(gap)} points against {best.removeprefix('original-').split('-')[0]}", verdict(gap),
+            )  # fmt: skip
     for name, what in (
         ("attention", "attention instead of key norms"), ("key_norm_only", "key norms without clusters"),
         ("no_stage1", "no Stage I"), ("no_stage3", "no Stage III"),
     ):  # fmt: skip
-        gap = page.against(f"ablation-{MAIN}-{name}", f"vitcop-{MAIN}")
+        gap = page.against(f"ablation-{MAIN}-{name}", named("vitcop", MAIN, True))
         claim(f"{what} is worse, at {MAIN} % (Table 4)", f"{signed(gap)} points", flipped(verdict(gap)))
     prefix = f"layers-{MAIN}-"
     default = f"{prefix}{SHALLOW}-{DEEP}"
-    for name, what in ((f"{prefix}{SHALLOW}-{DEEP - 2}", f"Stage III two layers earlier (before {DEEP - 2})"),):
-        gap = page.against(name, default)
-        claim(f"{what} is worse, at {MAIN} % (Table 7)", f"{signed(gap)} points", flipped(verdict(gap)))
+    gap = page.against(f"{prefix}{SHALLOW}-{DEEP - 2}", default)
+    claim(
+        f"Stage III two layers earlier is worse, at {MAIN} % (Table 7)", f"{signed(gap)} points", flipped(verdict(gap))
+    )  # fmt: skip
     return found
 
 

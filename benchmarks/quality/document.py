@@ -9,7 +9,7 @@ from . import claims, figures
 from .questions import LISTS, TASKS
 from .results import KEPT_FROM, Results
 from .scores import Interval, difference, retained
-from .settings import LAYERS, MAIN, METHODS, RETENTIONS, SEEDS, feasible, vitcop
+from .settings import LAYERS, MAIN, METHODS, RETENTIONS, feasible, named, vitcop
 
 DOCS = Path(__file__).parents[2] / "docs"
 NAMES = {
@@ -96,46 +96,68 @@ class Page:
 
     # -- tables --------------------------------------------------------------------------------------------------------
 
-    def main(self, tasks: bool = True) -> str:
-        """Table 1: every method at every budget."""
-        rows = [["unpruned", *(self.cells("unpruned") if tasks else []), "100", *self.costs("unpruned"), "", ""]]
+    def main(self, original: bool) -> str:
+        """Table 1: every method at every budget, with original or with published position ids."""
+        blank = ["", ""] if original else [""]
+        rows = [["unpruned", *self.cells("unpruned"), "100", *self.costs("unpruned"), *blank]]
         for budget in RETENTIONS:
             rows.append([f"**retention {budget} %**", *[""] * (len(rows[0]) - 1)])
-            rows += [self._method(method, budget, tasks) for method in METHODS]
-            rows += [self._baseline(kind, budget, tasks) for kind in ("uniform", *(f"random{seed}" for seed in SEEDS))]
-        names = self.names if tasks else []
-        head = ["method", *names, "retained, % [95 %]", "tokens", "FLOPs, %", "minus random", "minus ViTCoP"]
-        return table(head, rows)
+            ours = named("vitcop", budget, original)
+            for method in METHODS:
+                name = named(method, budget, original)
+                if name not in self.results:
+                    assert not feasible(METHODS[method](RETENTIONS[budget]))
+                    rows.append(
+                        [NAMES[method], *[""] * len(self.tasks), "cannot average so few", *[""] * (2 + len(blank))]
+                    )
+                    continue
+                gaps = [self.above_random(method, budget)] if original else []
+                gaps.append("" if name == ours else signed(self.against(name, ours)))
+                rows.append([NAMES[method], *self.cells(name), spread(self.retained(name)), *self.costs(name), *gaps])
+            for kind in ("uniform", "random") if original else ("random",):
+                name = f"{ours}-{kind}"
+                gaps = [*blank[1:], signed(self.against(name, ours))]
+                shown = f"*{kind}, ViTCoP's schedule*"
+                rows.append([shown, *self.cells(name), spread(self.retained(name)), *self.costs(name), *gaps])
+        head = ["method", *self.names, "retained, % [95 %]", "tokens", "FLOPs, %"]
+        return table([*head, *(["minus random"] if original else []), "minus ViTCoP"], rows)
 
-    def _method(self, method: str, budget: str, tasks: bool) -> list[str]:
-        name = f"{method}-{budget}"
-        if name not in self.results:
-            assert not feasible(METHODS[method](RETENTIONS[budget]))
-            blank = [""] * (len(self.tasks) if tasks else 0)
-            return [NAMES[method], *blank, "cannot average so few", "", "", "", ""]
-        random = f"visionzip-{budget}-random0" if method == "divprune" else f"{name}-random0"
-        ours = "" if method == "vitcop" else signed(self.against(name, f"vitcop-{budget}"))
-        return [
-            NAMES[method], *(self.cells(name) if tasks else []), spread(self.retained(name)), *self.costs(name),
-            signed(self.against(name, random)), ours,
-        ]  # fmt: skip
+    def above_random(self, method: str, budget: str) -> str:
+        """A method minus a random choice at its schedule; DivPrune's is VisionZip's."""
+        schedule = "visionzip" if method == "divprune" else method
+        return signed(self.against(named(method, budget, True), f"{named(schedule, budget, True)}-random"))
 
-    def _baseline(self, kind: str, budget: str, tasks: bool) -> list[str]:
-        name = f"vitcop-{budget}-{kind}"
-        shown = f"{kind.rstrip('0123456789')}, ViTCoP's schedule"
-        return [
-            f"*{shown}*", *(self.cells(name) if tasks else []), spread(self.retained(name)), *self.costs(name), "",
-            signed(self.against(name, f"vitcop-{budget}")),
+    def summary(self) -> str:
+        """Table 1 without its tasks."""
+        rows = []
+        for budget in RETENTIONS:
+            ours = named("vitcop", budget, True)
+            for method in METHODS:
+                name = named(method, budget, True)
+                if name not in self.results:
+                    rows.append([f"{budget} %", NAMES[method], "cannot average so few", "", "", "", ""])
+                    continue
+                found = [spread(self.retained(named(method, budget, original))) for original in (True, False)]
+                gap = "" if name == ours else signed(self.against(name, ours))
+                rows.append(
+                    [f"{budget} %", NAMES[method], *found, self.costs(name)[0], self.above_random(method, budget), gap]
+                )
+            found = [spread(self.retained(f"{named('vitcop', budget, o)}-random")) for o in (True, False)]
+            gap = signed(self.against(f"{ours}-random", ours))
+            rows.append(
+                [f"{budget} %", "*random, ViTCoP's schedule*", *found, self.costs(f"{ours}-random")[0], "", gap]
+            )
+        head = [
+            "retention", "method", "retained, original ids", "published ids", "tokens", "minus random", "minus ViTCoP",
         ]  # fmt: skip
+        return table(head, rows, left=2)
 
     def nominal(self) -> str:
         """FastV with the budget spent after its cut, as the paper's scripts count."""
         rows = []
         for budget in RETENTIONS:
-            for name, label in (
-                (f"fastv-nominal-{budget}", "FastV, counted after its cut"),
-                (f"vitcop-{budget}", "ViTCoP"),
-            ):
+            ours = (named("vitcop", budget, True), "ViTCoP")
+            for name, label in ((f"fastv-nominal-{budget}", "FastV, counted after its cut"), ours):
                 rows.append([label, f"{budget} %", spread(self.retained(name)), *self.costs(name)])
         return table(["method", "called", "retained, % [95 %]", "tokens", "FLOPs, %"], rows, left=2)
 
@@ -147,19 +169,19 @@ class Page:
             lines.append([label, *self.cells(name), spread(self.retained(name)), *self.costs(name), gap])
         return table(["", *self.names, "retained, % [95 %]", "tokens", "FLOPs, %", "minus default"], lines)
 
-    def ablations(self, budget: str) -> str:
+    def ablations(self) -> str:
+        base = named("vitcop", MAIN, True)
         rows = [
-            ("ViTCoP", f"vitcop-{budget}"),
-            ("attention instead of key norms", f"ablation-{budget}-attention"),
-            ("key norms alone, no clusters", f"ablation-{budget}-key_norm_only"),
-            ("without Stage I", f"ablation-{budget}-no_stage1"),
-            ("without Stage III", f"ablation-{budget}-no_stage3"),
+            ("ViTCoP", base),
+            ("attention instead of key norms", f"ablation-{MAIN}-attention"),
+            ("key norms alone, no clusters", f"ablation-{MAIN}-key_norm_only"),
+            ("without Stage I", f"ablation-{MAIN}-no_stage1"),
+            ("without Stage III", f"ablation-{MAIN}-no_stage3"),
         ]
-        return self.variants(rows, f"vitcop-{budget}")
+        return self.variants(rows, base)
 
-    def semantics(self, budget: str) -> str:
-        base = f"vitcop-{budget}"
-        prefix = f"semantics-{budget}-"
+    def semantics(self) -> str:
+        base, prefix = f"vitcop-{MAIN}", f"semantics-{MAIN}-"
         names = sorted(name for name in self.results.found if name.startswith(prefix))
         rows = [("paper (default)", base), ("all of the released code", f"{prefix}released")]
         rows += [(f"alone: {name.removeprefix(prefix)}", name) for name in names if name != f"{prefix}released"]
@@ -180,7 +202,7 @@ class Page:
     def tuning(self) -> str:
         """One option at a time, on the split that this page's results are of."""
         names = (name for name in self.results.found if name.startswith("tuning-"))
-        base = f"vitcop-{MAIN}"
+        base = named("vitcop", MAIN, True)
         rows = [(name.removeprefix("tuning-").replace("-", " = ", 1), name) for name in sorted(names)]
         return self.variants([("default", base), *rows], base)
 
@@ -198,16 +220,16 @@ def blocks(page: Page, validation: Page) -> dict[str, str]:
             f"split; weights {one['checkpoint_sha256'][:12]}; {one['machine']['processor']}, torch "
             f"{one['machine']['torch']}."
         ),
-        "model": page.model(), "depth": page.depth(), "main": page.main(), "nominal": page.nominal(),
-        "ablations": "\n\n".join(f"Retention {b} %:\n\n{page.ablations(b)}" for b in ("22.2", MAIN)),
-        "semantics": "\n\n".join(f"Retention {b} %:\n\n{page.semantics(b)}" for b in ("22.2", MAIN)),
+        "model": page.model(), "depth": page.depth(), "main": page.main(original=True),
+        "published": page.main(original=False), "nominal": page.nominal(), "ablations": page.ablations(),
+        "semantics": page.semantics(),
         "layers": page.layers(), "tuning": validation.tuning(), "claims": page.claims(),
     }  # fmt: skip
 
 
 def readme_block() -> str:
     page = Page(Results.read("test"))
-    return page.main(tasks=False)
+    return page.summary()
 
 
 def write() -> None:

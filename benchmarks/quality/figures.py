@@ -7,7 +7,7 @@ import matplotlib
 import numpy as np
 
 from .probes import RANKINGS
-from .settings import RETENTIONS, SHALLOW
+from .settings import RETENTIONS, SHALLOW, named
 
 if TYPE_CHECKING:
     from .document import Page
@@ -36,7 +36,9 @@ def methods(page: "Page") -> Any:
     figure, axes = plt.subplots(figsize=(6.4, 4))
     shown = {**NAMES, "random": "random, ViTCoP's schedule"}
     for method, label in shown.items():
-        names = [f"{method}-{b}" if method != "random" else f"vitcop-{b}-random0" for b in RETENTIONS]
+        names = [
+            f"{named('vitcop', b, True)}-random" if method == "random" else named(method, b, True) for b in RETENTIONS
+        ]
         names = [name for name in names if name in page.results]
         found = [page.retained(name) for name in names]
         tokens = [page.results.found[name]["tokens"] for name in names]

@@ -1,5 +1,6 @@
 """Selections that no method publishes: they show where the model looks, and what a ranking is worth by itself."""
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -41,6 +42,16 @@ class Ranked(Method):
             "attention": lambda: ctx.attention("layer"),
         }[self.ranking]()
         return Plan(ops.select_tokens(scores, ctx.budget, largest=True))
+
+
+@dataclass
+class Original(Method):
+    """A method whose tokens keep the position ids that they have in the unpruned prompt."""
+
+    method: Method
+
+    def program(self, num_layers: int) -> Program:
+        return dataclasses.replace(self.method.program(num_layers), positions="original")
 
 
 @dataclass

@@ -9,11 +9,10 @@ from typing import Any
 from vitcop import FastV, PyramidDrop, SparseVLM, VisionZip, ViTCoP, budget
 from vitcop.methods import DivPrune, Method, Random, Uniform
 
-from .probes import RANKINGS, Hidden, Ranked
+from .probes import RANKINGS, Hidden, Original, Ranked
 
 LAYERS = 12
 RETENTIONS = {"33.3": 1 / 3, "22.2": 2 / 9, "11.1": 1 / 9, "5.6": 1 / 18}  # in per cent, as results are named
-SEEDS = (0, 1, 2)  # of random choices
 MAIN = "11.1"  # the budget of ablations, as in the paper's Table 4
 
 
@@ -68,46 +67,60 @@ def feasible(method: Method, tokens: int = 196) -> bool:
     return True
 
 
+def named(method: str, percent: str, original: bool) -> str:
+    """A method at a budget, with published position ids or with those of the unpruned prompt; FastV's are the same."""
+    return f"original-{method}-{percent}" if original and method != "fastv" else f"{method}-{percent}"
+
+
 def methods() -> Iterator[tuple[str, Method | None]]:
-    """Every method at every budget, and at its schedule the baselines that it should beat."""
+    """Every method at every budget, with the position ids that it publishes."""
     yield "unpruned", None
     for percent, retention in RETENTIONS.items():
         for name, make in METHODS.items():
-            method = make(retention)
-            if not feasible(method):
+            if feasible(make(retention)):
+                yield named(name, percent, False), make(retention)
+        ours = METHODS["vitcop"](retention)
+        yield f"vitcop-{percent}-random", Random(schedule_of=ours)
+
+
+def original() -> Iterator[tuple[str, Method | None]]:
+    """The same with original position ids, so that only the choice of tokens differs, and beside each method a random
+    choice at its own schedule."""
+    for percent, retention in RETENTIONS.items():
+        for name, make in METHODS.items():
+            if not feasible(make(retention)):
                 continue
-            yield f"{name}-{percent}", method
+            method = Original(make(retention))
+            if name != "fastv":
+                yield named(name, percent, True), method
             if name == "divprune":
                 continue  # its schedule is VisionZip's
-            yield f"{name}-{percent}-uniform", Uniform(schedule_of=method)
-            for seed in SEEDS if name == "vitcop" else SEEDS[:1]:
-                yield f"{name}-{percent}-random{seed}", Random(schedule_of=method, seed=seed)
+            yield f"{named(name, percent, True)}-random", Original(Random(schedule_of=make(retention)))
+            if name == "vitcop":
+                yield f"{named(name, percent, True)}-uniform", Original(Uniform(schedule_of=make(retention)))
 
 
 def nominal() -> Iterator[tuple[str, Method | None]]:
     """The budgets as the paper's scripts count them: tokens after one cut, the layers before it for free."""
     for percent, retention in RETENTIONS.items():
-        kept = budget.keep(196, retention)
-        yield f"fastv-nominal-{percent}", FastV(kept=kept, layer=depth(2))
+        yield f"fastv-nominal-{percent}", FastV(kept=budget.keep(196, retention), layer=depth(2))
 
 
 def ablations() -> Iterator[tuple[str, Method | None]]:
-    """Table 4: the same layers and average for all."""
-    for percent in ("22.2", MAIN):
-        retention = RETENTIONS[percent]
-        yield f"ablation-{percent}-attention", vitcop(retention=retention, saliency="attention")
-        yield f"ablation-{percent}-key_norm_only", vitcop(retention=retention, saliency="key_norm_only")
-        yield f"ablation-{percent}-no_stage1", vitcop(retention=retention, stage1_ratio=1.0)
-        yield f"ablation-{percent}-no_stage3", vitcop(retention=retention, deep_share=1.0)
+    """Table 4: the same layers, average and (original) position ids for all."""
+    base: dict[str, Any] = {"retention": RETENTIONS[MAIN], "positions": "original"}
+    yield f"ablation-{MAIN}-attention", vitcop(**base, saliency="attention")
+    yield f"ablation-{MAIN}-key_norm_only", vitcop(**base, saliency="key_norm_only")
+    yield f"ablation-{MAIN}-no_stage1", vitcop(**base, stage1_ratio=1.0)
+    yield f"ablation-{MAIN}-no_stage3", vitcop(**base, deep_share=1.0)
 
 
 def layers() -> Iterator[tuple[str, Method | None]]:
-    """Table 7: the stages elsewhere, the average the same."""
+    """Table 7: the stages elsewhere, the average the same, original position ids."""
     for shallow in (1, 2, 3):
-        for deep in (4, 5, 6, 7, 8, 9, 10):
-            method = ViTCoP(retention=RETENTIONS[MAIN], shallow_layer=shallow, deep_layer=deep)
-            if feasible(method):
-                yield f"layers-{MAIN}-{shallow}-{deep}", method
+        for deep in (4, 6, 8, 10):
+            places = {"shallow_layer": shallow, "deep_layer": deep}
+            yield f"layers-{MAIN}-{shallow}-{deep}", ViTCoP(retention=RETENTIONS[MAIN], positions="original", **places)
 
 
 def semantics() -> Iterator[tuple[str, Method | None]]:
@@ -116,12 +129,11 @@ def semantics() -> Iterator[tuple[str, Method | None]]:
         "heads": "mean", "key_source": "previous", "merge": "anchor_plus_mean", "quota": "released",
         "positions": "original", "features": "hidden",
     }  # fmt: skip
-    for percent in ("22.2", MAIN):
-        retention = RETENTIONS[percent]
-        yield f"semantics-{percent}-released", vitcop(retention=retention, semantics="released")
-        yield f"semantics-{percent}-released_positions", vitcop(retention=retention, positions="released")
-        for name, value in alone.items():
-            yield f"semantics-{percent}-{name}_{value}", vitcop(retention=retention, **{name: value})
+    retention = RETENTIONS[MAIN]
+    yield f"semantics-{MAIN}-released", vitcop(retention=retention, semantics="released")
+    yield f"semantics-{MAIN}-positions_released", vitcop(retention=retention, positions="released")
+    for name, value in alone.items():
+        yield f"semantics-{MAIN}-{name}_{value}", vitcop(retention=retention, **{name: value})
 
 
 def hidden() -> Iterator[tuple[str, Method | None]]:
@@ -132,7 +144,7 @@ def hidden() -> Iterator[tuple[str, Method | None]]:
 
 def rankings() -> Iterator[tuple[str, Method | None]]:
     """Figure 2b and 3b: one ranking, one cut."""
-    for percent in (80, 60, 40, 20, 10, 5):
+    for percent in (50, 20, 10):
         for ranking in RANKINGS:
             layers = (0,) if ranking == "cls" else (SHALLOW,) if ranking != "random" else (0, SHALLOW)
             for layer in layers:
@@ -140,28 +152,29 @@ def rankings() -> Iterator[tuple[str, Method | None]]:
 
 
 OPTIONS: dict[str, tuple[Any, ...]] = {
-    "d_c": (1.0, 2.0, 4.0, 16.0), "tau": (0.2, 0.4, 2.0), "center_ratio": (0.06, 0.24, 0.4),
-    "stage1_ratio": (0.2, 0.4, 0.5), "deep_share": (0.05, 0.4, 1.0), "saliency": ("attention",),
-    "features": ("hidden",), "merge": ("anchor_plus_mean",), "positions": ("original",), "shallow_layer": (2, 3),
+    "d_c": (2.0, 4.0, 16.0), "tau": (0.3, 2.0), "center_ratio": (0.06, 0.24, 0.4),
+    "stage1_ratio": (0.2, 0.4, 0.5), "deep_share": (0.4, 1.0), "saliency": ("attention",),
+    "features": ("hidden",), "merge": ("anchor_plus_mean",), "shallow_layer": (2, 3),
 }  # fmt: skip
 """What is varied, one at a time, on the validation split."""
 
 
 def tuning() -> Iterator[tuple[str, Method | None]]:
+    base: dict[str, Any] = {"retention": RETENTIONS[MAIN], "positions": "original"}
     yield "unpruned", None
-    yield f"vitcop-{MAIN}", vitcop(retention=RETENTIONS[MAIN])
+    yield f"original-vitcop-{MAIN}", vitcop(**base)
     for name, values in OPTIONS.items():
         for value in values:
-            yield f"tuning-{name}-{value}", vitcop(retention=RETENTIONS[MAIN], **{name: value})
+            yield f"tuning-{name}-{value}", vitcop(**base, **{name: value})
 
 
 GROUPS: dict[str, Callable[[], Iterator[tuple[str, Method | None]]]] = {
-    "methods": methods, "nominal": nominal, "ablations": ablations, "semantics": semantics, "layers": layers,
-    "hidden": hidden, "rankings": rankings,
+    "hidden": hidden, "original": original, "methods": methods, "ablations": ablations, "semantics": semantics,
+    "layers": layers, "nominal": nominal, "rankings": rankings,
 }  # fmt: skip
 VALIDATION = {"tuning": tuning}
 """What is asked on the validation split, so that nothing is chosen by the answers that are reported."""
-FEWER = {"layers": 180, "hidden": 180, "rankings": 180}
+FEWER = {"layers": 120, "hidden": 120, "rankings": 120}
 """Pictures that are asked about in groups where no two settings are close."""
 
 
