@@ -19,7 +19,7 @@ from .session import prune
 PHOTOGRAPH = Path(__file__).parent / "assets" / "coffee.jpg"
 PHOTOGRAPH_PROMPT = "What is on the table?"
 TINY_PICTURE = Path(__file__).parent / "assets" / "shapes.png"
-TINY_PROMPT = "List everything"
+TINY_PROMPT = "What is above the white ring?"
 MAX_PIXELS = 100_000_000
 MAX_ELONGATION = 50  # the processor scales the short side to 336 px, and the long one with it
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
