@@ -6,7 +6,7 @@ Published layers are meant for 32 layers; vitcop-tiny has 12, and every method i
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from vitcop import FastV, PyramidDrop, SparseVLM, VisionZip, ViTCoP, budget
+from vitcop import FastV, PyramidDrop, SparseVLM, VisionZip, ViTCoP
 from vitcop.methods import DivPrune, Method, Random, Uniform
 
 from .probes import RANKINGS, Hidden, Original, Ranked
@@ -72,38 +72,29 @@ def named(method: str, percent: str, original: bool) -> str:
     return f"original-{method}-{percent}" if original and method != "fastv" else f"{method}-{percent}"
 
 
-def methods() -> Iterator[tuple[str, Method | None]]:
-    """Every method at every budget, with the position ids that it publishes."""
-    yield "unpruned", None
-    for percent, retention in RETENTIONS.items():
-        for name, make in METHODS.items():
-            if feasible(make(retention)):
-                yield named(name, percent, False), make(retention)
-        ours = METHODS["vitcop"](retention)
-        yield f"vitcop-{percent}-random", Random(schedule_of=ours)
+def published() -> Iterator[tuple[str, Method | None]]:
+    """The methods with the position ids that they publish."""
+    for name, make in METHODS.items():
+        if name != "fastv":
+            yield named(name, MAIN, False), make(RETENTIONS[MAIN])
+    yield f"vitcop-{MAIN}-random", Random(schedule_of=METHODS["vitcop"](RETENTIONS[MAIN]))
 
 
 def original() -> Iterator[tuple[str, Method | None]]:
     """The same with original position ids, so that only the choice of tokens differs, and beside each method a random
     choice at its own schedule."""
+    yield "unpruned", None
     for percent, retention in RETENTIONS.items():
         for name, make in METHODS.items():
             if not feasible(make(retention)):
                 continue
             method = Original(make(retention))
-            if name != "fastv":
-                yield named(name, percent, True), method
+            yield named(name, percent, True), method if name != "fastv" else make(retention)
             if name == "divprune":
                 continue  # its schedule is VisionZip's
             yield f"{named(name, percent, True)}-random", Original(Random(schedule_of=make(retention)))
             if name == "vitcop":
                 yield f"{named(name, percent, True)}-uniform", Original(Uniform(schedule_of=make(retention)))
-
-
-def nominal() -> Iterator[tuple[str, Method | None]]:
-    """The budgets as the paper's scripts count them: tokens after one cut, the layers before it for free."""
-    for percent, retention in RETENTIONS.items():
-        yield f"fastv-nominal-{percent}", FastV(kept=budget.keep(196, retention), layer=depth(2))
 
 
 def ablations() -> Iterator[tuple[str, Method | None]]:
@@ -144,7 +135,7 @@ def hidden() -> Iterator[tuple[str, Method | None]]:
 
 def rankings() -> Iterator[tuple[str, Method | None]]:
     """Figure 2b and 3b: one ranking, one cut."""
-    for percent in (50, 20, 10):
+    for percent in (20, 10):
         for ranking in RANKINGS:
             layers = (0,) if ranking == "cls" else (SHALLOW,) if ranking != "random" else (0, SHALLOW)
             for layer in layers:
@@ -152,11 +143,32 @@ def rankings() -> Iterator[tuple[str, Method | None]]:
 
 
 OPTIONS: dict[str, tuple[Any, ...]] = {
-    "d_c": (2.0, 4.0, 16.0), "tau": (0.3, 2.0), "center_ratio": (0.06, 0.24, 0.4),
-    "stage1_ratio": (0.2, 0.4, 0.5), "deep_share": (0.4, 1.0), "saliency": ("attention",),
+    "d_c": (2.0, 4.0, 16.0), "tau": (0.3, 2.0), "center_ratio": (0.06, 0.24, 0.4, 0.7),
+    "stage1_ratio": (0.2, 0.4, 0.5), "deep_share": (0.4, 1.0), "deep_layer": (9, 10), "saliency": ("attention",),
     "features": ("hidden",), "merge": ("anchor_plus_mean",), "shallow_layer": (2, 3),
 }  # fmt: skip
 """What is varied, one at a time, on the validation split."""
+
+
+TOGETHER: tuple[dict[str, Any], ...] = (
+    {"deep_share": 1.0, "center_ratio": 0.24},
+    {"deep_share": 1.0, "center_ratio": 0.4},
+    {"deep_share": 1.0, "center_ratio": 0.24, "stage1_ratio": 0.4},
+    {"deep_share": 1.0, "center_ratio": 0.24, "stage1_ratio": 0.2},
+    {"deep_share": 1.0, "saliency": "attention"},
+    {"deep_layer": 10, "center_ratio": 0.24, "saliency": "attention"},
+)
+"""What was best alone, together."""
+
+
+TUNED: dict[str, Any] = {"deep_share": 1.0, "center_ratio": 0.24}
+"""The best of them: no Stage III, and twice the clusters at this budget."""
+
+
+def tuned() -> Iterator[tuple[str, Method | None]]:
+    """What was chosen on the validation split, at every budget."""
+    for percent, retention in RETENTIONS.items():
+        yield f"tuned-{percent}", vitcop(retention=retention, positions="original", **TUNED)
 
 
 def tuning() -> Iterator[tuple[str, Method | None]]:
@@ -165,12 +177,15 @@ def tuning() -> Iterator[tuple[str, Method | None]]:
     yield f"original-vitcop-{MAIN}", vitcop(**base)
     for name, values in OPTIONS.items():
         for value in values:
-            yield f"tuning-{name}-{value}", vitcop(**base, **{name: value})
+            yield f"tuning-{name}={value}", vitcop(**base, **{name: value})
+    for options in TOGETHER:
+        name = ",".join(f"{option}={value}" for option, value in options.items())
+        yield f"tuning-{name}", vitcop(**base, **options)
 
 
 GROUPS: dict[str, Callable[[], Iterator[tuple[str, Method | None]]]] = {
-    "hidden": hidden, "original": original, "methods": methods, "ablations": ablations, "semantics": semantics,
-    "layers": layers, "nominal": nominal, "rankings": rankings,
+    "original": original, "tuned": tuned, "published": published, "ablations": ablations, "semantics": semantics, "layers": layers,
+    "hidden": hidden, "rankings": rankings,
 }  # fmt: skip
 VALIDATION = {"tuning": tuning}
 """What is asked on the validation split, so that nothing is chosen by the answers that are reported."""
