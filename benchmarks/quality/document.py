@@ -1,6 +1,6 @@
 """docs/quality.md and the README's table, from committed answers. Nothing in them is typed by hand."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from benchmarks.markdown import table
@@ -96,31 +96,47 @@ class Page:
 
     # -- tables --------------------------------------------------------------------------------------------------------
 
-    def main(self, original: bool) -> str:
-        """Table 1: every method at every budget, with original or with published position ids."""
-        blank = ["", ""] if original else [""]
-        rows = [["unpruned", *self.cells("unpruned"), "100", *self.costs("unpruned"), *blank]]
+    def main(self) -> str:
+        """Table 1: every method at every budget, with original position ids."""
+        rows = [["unpruned", *self.cells("unpruned"), "100", *self.costs("unpruned"), "", ""]]
         for budget in RETENTIONS:
             rows.append([f"**retention {budget} %**", *[""] * (len(rows[0]) - 1)])
-            ours = named("vitcop", budget, original)
-            for method in METHODS:
-                name = named(method, budget, original)
-                if name not in self.results:
-                    assert not feasible(METHODS[method](RETENTIONS[budget]))
-                    rows.append(
-                        [NAMES[method], *[""] * len(self.tasks), "cannot average so few", *[""] * (2 + len(blank))]
-                    )
-                    continue
-                gaps = [self.above_random(method, budget)] if original else []
-                gaps.append("" if name == ours else signed(self.against(name, ours)))
-                rows.append([NAMES[method], *self.cells(name), spread(self.retained(name)), *self.costs(name), *gaps])
-            for kind in ("uniform", "random") if original else ("random",):
-                name = f"{ours}-{kind}"
-                gaps = [*blank[1:], signed(self.against(name, ours))]
-                shown = f"*{kind}, ViTCoP's schedule*"
-                rows.append([shown, *self.cells(name), spread(self.retained(name)), *self.costs(name), *gaps])
-        head = ["method", *self.names, "retained, % [95 %]", "tokens", "FLOPs, %"]
-        return table([*head, *(["minus random"] if original else []), "minus ViTCoP"], rows)
+            rows += [self.row(label, name, *gaps) for label, name, *gaps in self.compared(budget)]
+        return table([*self.head(), "minus random", "minus ViTCoP"], rows)
+
+    def compared(self, budget: str) -> Iterator[tuple[str, str, str, str]]:
+        """Label, setting, and differences to a random choice at its schedule and to ViTCoP."""
+        ours = named("vitcop", budget, True)
+        for method, label in NAMES.items():
+            name = named(method, budget, True)
+            if name in self.results:
+                gap = "" if name == ours else signed(self.against(name, ours))
+                yield label, name, self.above_random(method, budget), gap
+            else:
+                assert not feasible(METHODS[method](RETENTIONS[budget]))
+                yield label, "", "", ""
+        yield "ViTCoP, tuned", f"tuned-{budget}", "", signed(self.against(f"tuned-{budget}", ours))
+        for kind in ("uniform", "random"):
+            yield f"*{kind}, ViTCoP's schedule*", f"{ours}-{kind}", "", signed(self.against(f"{ours}-{kind}", ours))
+
+    def row(self, label: str, name: str, *gaps: str) -> list[str]:
+        if not name:
+            return [label, *[""] * len(self.tasks), "cannot average so few", "", "", *gaps]
+        return [label, *self.cells(name), spread(self.retained(name)), *self.costs(name), *gaps]
+
+    def head(self, first: str = "method") -> list[str]:
+        return [first, *self.names, "retained, % [95 %]", "tokens", "FLOPs, %"]
+
+    def published(self) -> str:
+        """The position ids that each method publishes, beside original ones."""
+        rows = []
+        for method, label in [*NAMES.items(), ("vitcop", "*random, ViTCoP's schedule*")]:
+            names = [named(method, MAIN, original) for original in (False, True)]
+            if "random" in label:
+                names = [f"{name}-random" for name in names]
+            gap = "the same" if names[0] == names[1] else signed(self.against(*names))
+            rows.append(self.row(label, names[0], gap))
+        return table([*self.head(), "minus original ids"], rows)
 
     def above_random(self, method: str, budget: str) -> str:
         """A method minus a random choice at its schedule; DivPrune's is VisionZip's."""
@@ -131,43 +147,18 @@ class Page:
         """Table 1 without its tasks."""
         rows = []
         for budget in RETENTIONS:
-            ours = named("vitcop", budget, True)
-            for method in METHODS:
-                name = named(method, budget, True)
-                if name not in self.results:
-                    rows.append([f"{budget} %", NAMES[method], "cannot average so few", "", "", "", ""])
-                    continue
-                found = [spread(self.retained(named(method, budget, original))) for original in (True, False)]
-                gap = "" if name == ours else signed(self.against(name, ours))
-                rows.append(
-                    [f"{budget} %", NAMES[method], *found, self.costs(name)[0], self.above_random(method, budget), gap]
-                )
-            found = [spread(self.retained(f"{named('vitcop', budget, o)}-random")) for o in (True, False)]
-            gap = signed(self.against(f"{ours}-random", ours))
-            rows.append(
-                [f"{budget} %", "*random, ViTCoP's schedule*", *found, self.costs(f"{ours}-random")[0], "", gap]
-            )
-        head = [
-            "retention", "method", "retained, original ids", "published ids", "tokens", "minus random", "minus ViTCoP",
-        ]  # fmt: skip
-        return table(head, rows, left=2)
-
-    def nominal(self) -> str:
-        """FastV with the budget spent after its cut, as the paper's scripts count."""
-        rows = []
-        for budget in RETENTIONS:
-            ours = (named("vitcop", budget, True), "ViTCoP")
-            for name, label in ((f"fastv-nominal-{budget}", "FastV, counted after its cut"), ours):
-                rows.append([label, f"{budget} %", spread(self.retained(name)), *self.costs(name)])
-        return table(["method", "called", "retained, % [95 %]", "tokens", "FLOPs, %"], rows, left=2)
+            for label, name, *gaps in self.compared(budget):
+                found = [spread(self.retained(name)), self.costs(name)[0]] if name else ["cannot average so few", ""]
+                rows.append([f"{budget} %", label, *found, *gaps])
+        return table(["retention", "method", "retained, % [95 %]", "tokens", "minus random", "minus ViTCoP"], rows, 2)
 
     def variants(self, rows: Iterable[tuple[str, str]], base: str) -> str:
         """Other settings of ViTCoP beside its default."""
         lines = []
         for label, name in rows:
             gap = "" if name == base else signed(self.against(name, base))
-            lines.append([label, *self.cells(name), spread(self.retained(name)), *self.costs(name), gap])
-        return table(["", *self.names, "retained, % [95 %]", "tokens", "FLOPs, %", "minus default"], lines)
+            lines.append(self.row(label, name, gap))
+        return table([*self.head(""), "minus default"], lines)
 
     def ablations(self) -> str:
         base = named("vitcop", MAIN, True)
@@ -220,8 +211,8 @@ def blocks(page: Page, validation: Page) -> dict[str, str]:
             f"split; weights {one['checkpoint_sha256'][:12]}; {one['machine']['processor']}, torch "
             f"{one['machine']['torch']}."
         ),
-        "model": page.model(), "depth": page.depth(), "main": page.main(original=True),
-        "published": page.main(original=False), "nominal": page.nominal(), "ablations": page.ablations(),
+        "model": page.model(), "depth": page.depth(), "main": page.main(),
+        "published": page.published(), "ablations": page.ablations(),
         "semantics": page.semantics(),
         "layers": page.layers(), "tuning": validation.tuning(), "claims": page.claims(),
     }  # fmt: skip

@@ -184,8 +184,8 @@ def tuning() -> Iterator[tuple[str, Method | None]]:
 
 
 GROUPS: dict[str, Callable[[], Iterator[tuple[str, Method | None]]]] = {
-    "original": original, "tuned": tuned, "published": published, "ablations": ablations, "semantics": semantics, "layers": layers,
-    "hidden": hidden, "rankings": rankings,
+    "original": original, "tuned": tuned, "published": published, "ablations": ablations, "semantics": semantics,
+    "layers": layers, "hidden": hidden, "rankings": rankings,
 }  # fmt: skip
 VALIDATION = {"tuning": tuning}
 """What is asked on the validation split, so that nothing is chosen by the answers that are reported."""

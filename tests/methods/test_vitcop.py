@@ -38,6 +38,14 @@ def test_semantics_fill_in_for_none_and_given_options_win() -> None:
     ]  # fmt: skip
 
 
+def test_tuned_is_a_preset_whose_options_can_be_overridden() -> None:
+    tuned = ViTCoP.tuned(retention=1 / 9)
+    first, second, third = tuned.counts(32, 576)
+    assert first > second == third  # no Stage III
+    assert (2 * first + 30 * second) / 32 == pytest.approx(64, abs=1)  # the same average as the paper's 172, 77, 15
+    assert tuned.center_ratio == 0.24 and ViTCoP.tuned(retain=64, center_ratio=0.1).center_ratio == 0.1
+
+
 def test_the_constructor_is_the_specified_one() -> None:
     fields = {field.name: field.default for field in dataclasses.fields(ViTCoP)}
     assert fields == {
