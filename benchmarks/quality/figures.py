@@ -34,17 +34,16 @@ def methods(page: "Page") -> Any:
     from .document import NAMES
 
     figure, axes = plt.subplots(figsize=(6.4, 4))
-    shown = {**NAMES, "random": "random, ViTCoP's schedule"}
+    shown = {**NAMES, "tuned": "ViTCoP, tuned", "random": "random, ViTCoP's schedule"}
     for method, label in shown.items():
-        names = [
-            f"{named('vitcop', b, True)}-random" if method == "random" else named(method, b, True) for b in RETENTIONS
-        ]
+        others = {"random": "original-vitcop-{}-random", "tuned": "tuned-{}"}
+        names = [others[method].format(b) if method in others else named(method, b, True) for b in RETENTIONS]
         names = [name for name in names if name in page.results]
         found = [page.retained(name) for name in names]
         tokens = [page.results.found[name]["tokens"] for name in names]
         values = 100 * np.array([x.value for x in found])
         bars = 100 * np.array([[x.value - x.low for x in found], [x.high - x.value for x in found]])
-        style = {"vitcop": "o-", "random": "x:"}.get(method, ".--")
+        style = {"vitcop": "o-", "tuned": "s-", "random": "x:"}.get(method, ".--")
         axes.errorbar(tokens, values, bars, fmt=style, capsize=2, label=label, linewidth=1.2)
     axes.set_xscale("log", base=2)
     axes.set_xticks([196 * share for share in RETENTIONS.values()], [f"{b} %" for b in RETENTIONS])
@@ -52,7 +51,7 @@ def methods(page: "Page") -> Any:
     axes.set_xlabel("visual tokens of a layer, true average (log scale)")
     axes.set_ylabel("retained accuracy, %")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
     return figure
 
 
