@@ -41,7 +41,7 @@ def load_tiny(device: torch.device, dtype: str | None) -> Loaded:
     from transformers import AutoProcessor, LlavaForConditionalGeneration
 
     kind = DTYPES[dtype or "float32"]
-    model = LlavaForConditionalGeneration.from_pretrained(TINY, dtype=kind, use_safetensors=True)
+    model: Any = LlavaForConditionalGeneration.from_pretrained(TINY, dtype=kind, use_safetensors=True)
     return Loaded(model.to(device).eval(), AutoProcessor.from_pretrained(TINY), TINY_NAME, random_weights=False)
 
 
