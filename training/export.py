@@ -1,6 +1,7 @@
 """Write a trained vitcop-tiny as a Hugging Face checkpoint: `python -m training.export --out DIR TRAINED.pt`."""
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,9 @@ def export(trained: Path, out: Path) -> None:
     made = processor()
     made.save_pretrained(out)
     made.image_processor.save_pretrained(out)  # transformers 5 puts it into processor_config.json alone
+    path = out / "tokenizer_config.json"  # where transformers 5 writes a class that 4 does not know
+    settings = json.loads(path.read_text()) | {"tokenizer_class": "PreTrainedTokenizerFast"}
+    path.write_text(json.dumps(settings, indent=2) + "\n")
 
 
 def released_name(name: str) -> str:

@@ -1,5 +1,6 @@
 """The exported checkpoint is the trained model, and its processor hands it what it was trained on."""
 
+import json
 import random
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,8 @@ def test_tokenizer_knows_every_word_of_the_questions(trained: tuple[Any, Path]) 
             ids = tokenizer(text)["input_ids"]
             assert ids == [BOS, *encode(text)] and tokenizer.decode(ids, skip_special_tokens=True) == text
     assert tokenizer("a zebra")["input_ids"][-1] == WORDS.index("<unk>")
+    written = json.loads((trained[1] / "tokenizer_config.json").read_text())
+    assert written["tokenizer_class"] == "PreTrainedTokenizerFast"  # of transformers 4 and 5
     assert tokenizer.eos_token_id == EOS and tokenizer.padding_side == "left"
 
 
