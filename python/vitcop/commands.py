@@ -211,6 +211,7 @@ def _run(
         transformers.utils.logging.set_verbosity_error()
         where = pick_device(device)
     if model is None:
+        transformers.utils.logging.disable_progress_bar()  # there before it could be drawn
         with _step(console, f"loading {TINY_NAME} (no download)"):
             loaded = load_tiny(where, dtype)
     elif model == RANDOM:
