@@ -11,7 +11,8 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-CHECKPOINT = Path(__file__).parents[2] / "python" / "vitcop" / "assets" / "tiny"
+from vitcop.loading import TINY
+
 _study: Any = None  # of a process
 
 
@@ -23,7 +24,7 @@ def main() -> None:
     run = commands.add_parser("run", help="ask every question under every setting that has no answers yet")
     run.add_argument("--split", choices=("validation", "test"), default="test")
     run.add_argument("--groups", default="", help="of settings.GROUPS, separated by commas (default: all)")
-    run.add_argument("--checkpoint", type=Path, default=CHECKPOINT)
+    run.add_argument("--checkpoint", type=Path, default=TINY)
     run.add_argument("--processes", type=int, default=2, help="each on one thread")
     commands.add_parser("report", help="write docs/quality.md and its figures from committed answers")
     options = parser.parse_args()

@@ -8,7 +8,7 @@ from benchmarks.markdown import table
 from . import claims, figures
 from .questions import LISTS, TASKS
 from .results import KEPT_FROM, Results
-from .scores import Interval, difference, retained
+from .scores import Answered, Interval, difference, retained
 from .settings import LAYERS, MAIN, METHODS, RETENTIONS, feasible, named, vitcop
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -40,25 +40,22 @@ class Page:
         self.names = [TASKS[task] for task in self.tasks]
 
     def retained(self, name: str) -> Interval:
-        return retained(self.results.answered(name), self._full(name), self.tasks)
+        return retained(self.results.answered(name), self.full(name), self.tasks)
 
     def against(self, first: str, second: str) -> Interval:
         pictures = min(self.results.pictures(first), self.results.pictures(second))
         sides = (self.results.answered(name, pictures) for name in (first, second, "unpruned"))
         return difference(*sides, self.tasks)
 
-    def _full(self, name: str) -> "object":
+    def full(self, name: str) -> Answered:
+        """The unpruned model on the pictures that a setting was asked about."""
         return self.results.answered("unpruned", self.results.pictures(name))
 
     def cells(self, name: str) -> list[str]:
         """Accuracy of each task, and in brackets what is left of the unpruned model's, as in the paper's Table 1."""
         accuracy = self.results.answered(name).accuracy()
-        full = self.results.answered("unpruned", self.results.pictures(name)).accuracy()
+        full = self.full(name).accuracy()
         return [f"{percent(accuracy[t])} ({percent(accuracy[t] / full[t], 0)})" for t in self.tasks]
-
-    def tokens(self, name: str) -> str:
-        found = self.results.found[name]
-        return f"{found['tokens']:.1f}" if "tokens" in found else "196.0"
 
     def costs(self, name: str) -> list[str]:
         """Visual tokens of a layer, and the decoder's prefill as a share of the unpruned one's."""
@@ -194,7 +191,7 @@ class Page:
         """One option at a time, on the split that this page's results are of."""
         names = (name for name in self.results.found if name.startswith("tuning-"))
         base = named("vitcop", MAIN, True)
-        rows = [(name.removeprefix("tuning-").replace("-", " = ", 1), name) for name in sorted(names)]
+        rows = [(name.removeprefix("tuning-"), name) for name in sorted(names)]
         return self.variants([("default", base), *rows], base)
 
     def claims(self) -> str:
@@ -219,8 +216,7 @@ def blocks(page: Page, validation: Page) -> dict[str, str]:
 
 
 def readme_block() -> str:
-    page = Page(Results.read("test"))
-    return page.summary()
+    return Page(Results.read("test")).summary()
 
 
 def write() -> None:

@@ -28,33 +28,13 @@ def vitcop(**options: Any) -> ViTCoP:
     return ViTCoP(**{"shallow_layer": SHALLOW, "deep_layer": DEEP, **options})
 
 
-def fastv(retention: float) -> Method:
-    return FastV(retention=retention, layer=depth(2))
-
-
-def pyramiddrop(retention: float) -> Method:
-    return PyramidDrop(retention=retention, layers=[depth(layer) for layer in (2, 10, 20)])
-
-
-def sparsevlm(retention: float) -> Method:
-    return SparseVLM(retention=retention, layers=[depth(layer) for layer in (3, 7, 16)])
-
-
-def visionzip(retention: float) -> Method:
-    return VisionZip(retention=retention)
-
-
-def divprune(retention: float) -> Method:
-    return DivPrune(retention=retention)
-
-
 METHODS: dict[str, Callable[[float], Method]] = {
     "vitcop": lambda retention: vitcop(retention=retention),
-    "fastv": fastv,
-    "sparsevlm": sparsevlm,
-    "pyramiddrop": pyramiddrop,
-    "visionzip": visionzip,
-    "divprune": divprune,
+    "fastv": lambda retention: FastV(retention=retention, layer=depth(2)),
+    "sparsevlm": lambda retention: SparseVLM(retention=retention, layers=[depth(layer) for layer in (3, 7, 16)]),
+    "pyramiddrop": lambda retention: PyramidDrop(retention=retention, layers=[depth(layer) for layer in (2, 10, 20)]),
+    "visionzip": lambda retention: VisionZip(retention=retention),
+    "divprune": lambda retention: DivPrune(retention=retention),
 }
 
 
@@ -161,14 +141,11 @@ TOGETHER: tuple[dict[str, Any], ...] = (
 """What was best alone, together."""
 
 
-TUNED: dict[str, Any] = {"deep_share": 1.0, "center_ratio": 0.24}
-"""The best of them: no Stage III, and twice the clusters at this budget."""
-
-
 def tuned() -> Iterator[tuple[str, Method | None]]:
     """What was chosen on the validation split, at every budget."""
     for percent, retention in RETENTIONS.items():
-        yield f"tuned-{percent}", vitcop(retention=retention, positions="original", **TUNED)
+        places = {"shallow_layer": SHALLOW, "deep_layer": DEEP}
+        yield f"tuned-{percent}", ViTCoP.tuned(retention=retention, positions="original", **places)
 
 
 def tuning() -> Iterator[tuple[str, Method | None]]:

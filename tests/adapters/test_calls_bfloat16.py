@@ -191,7 +191,9 @@ CASES = [
 @pytest.mark.parametrize(("family", "call", "how"), CASES, indirect=["family"])
 def test_rounding(family: Family, call: Callable[[Caller], list[Tensor]], how: str) -> None:
     if OLD and family.name == "qwen3_vl" and call is hidden_states:
-        pytest.skip("refused")
+        pytest.skip(
+            "transformers 4.57 collects them around Qwen3-VL's decoder: refused, which test_calls_generate.py tests"
+        )
     narrow, wide = models(family, how)
     first = Caller(family, narrow)
     got = call(first)

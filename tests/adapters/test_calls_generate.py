@@ -120,7 +120,9 @@ def test_hidden_states_that_are_collected_twice_are_refused(family: Family) -> N
 def test_hidden_states_have_the_prompts_length(family: Family, semantics: str) -> None:
     """Every one is [B, prompt, C], the place of a token is its place in the prompt, and 0 says that it is gone."""
     if not can_collect_states(family):
-        pytest.skip("refused")
+        pytest.skip(
+            "transformers 4.57 collects them around Qwen3-VL's decoder: refused, which test_calls_generate.py tests"
+        )
     model, method = family.model(2), family.method(retention=0.3, semantics=semantics)
     prompts = [family.prompt(1), family.prompt(2), family.prompt(0)]
     inputs = family.batch(prompts)
@@ -147,7 +149,9 @@ def test_hidden_states_have_the_prompts_length(family: Family, semantics: str) -
 @pytest.mark.feature("output_hidden_states")
 def test_hidden_states_of_forward(family: Family) -> None:
     if not can_collect_states(family):
-        pytest.skip("refused")
+        pytest.skip(
+            "transformers 4.57 collects them around Qwen3-VL's decoder: refused, which test_calls_generate.py tests"
+        )
     model, inputs = family.model(), family.batch([family.prompt(1)])
     with vitcop.prune(model, METHOD), torch.no_grad():
         output = model(**inputs, output_hidden_states=True)
