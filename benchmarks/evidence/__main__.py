@@ -1,0 +1,33 @@
+"""Write docs/evidence.md from benchmarks/results/evidence: `python -m benchmarks.evidence [--check]`."""
+
+import importlib
+import sys
+from pathlib import Path
+
+from .record import load
+
+PAGE = Path(__file__).parents[2] / "docs" / "evidence.md"
+TOPICS: list[str] = []
+HEAD = """# Evidence
+
+Everything here is made by commands from committed result files; each part names its command. `python -m benchmarks.evidence`
+writes the page again.
+"""
+
+
+def page() -> str:
+    parts = [importlib.import_module(f"benchmarks.evidence.{topic}").section(load(topic)) for topic in TOPICS]
+    return "\n".join([HEAD, *parts])
+
+
+def main() -> None:
+    text = page()
+    if "--check" in sys.argv:
+        if not PAGE.exists() or PAGE.read_text() != text:
+            raise SystemExit("docs/evidence.md is not what the results say; run python -m benchmarks.evidence")
+        return
+    PAGE.write_text(text)
+
+
+if __name__ == "__main__":
+    main()
