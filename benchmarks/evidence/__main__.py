@@ -10,8 +10,8 @@ PAGE = Path(__file__).parents[2] / "docs" / "evidence.md"
 TOPICS: list[str] = []
 HEAD = """# Evidence
 
-Everything here is made by commands from committed result files; each part names its command. `python -m benchmarks.evidence`
-writes the page again.
+Everything here is made by commands from committed result files; each part names its command, and
+`python -m benchmarks.evidence` writes the page again.
 """
 
 
