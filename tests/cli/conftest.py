@@ -39,7 +39,7 @@ hidden = {modules!r}
 find_spec = importlib.machinery.PathFinder.find_spec
 def find_other(name, path=None, target=None):
     return None if name.split(".")[0] in hidden else find_spec(name, path, target)
-importlib.machinery.PathFinder.find_spec = find_other
+importlib.machinery.PathFinder.find_spec = staticmethod(find_other)  # setuptools asks an instance
 version = importlib.metadata.version
 def hide(name):
     if name.replace("pillow", "PIL") in hidden:
