@@ -12,7 +12,7 @@ from torch.nn import functional as F
 import vitcop_kernels  # noqa: F401  (registers torch.ops.vitcop)
 from benchmarks import baselines
 from benchmarks.cost.cases import Case, parts
-from benchmarks.registry import tokens
+from vitcop_kernels.bench.inputs import tokens
 
 D_C, TAU = 8.0, 0.6
 Call = Callable[..., Any]  # (op, *args, **kwargs) -> what the op returns

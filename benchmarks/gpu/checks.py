@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from benchmarks.cost.cases import Case
+from vitcop_kernels.bench.truth import bits, same_bits, tensors, verify
 
 from .budget import Budget
 from .chains import Call, Chain, build
 from .device import Device
-from .truth import bits, same_bits, tensors, verify
 
 Record = dict[str, Any]
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .truth import tensors
+from vitcop_kernels.bench.truth import tensors
 
 Way = Callable[[], Any]
 NVIDIA_SMI = "clocks.sm,clocks.mem,clocks.max.sm,power.draw,power.limit,temperature.gpu,driver_version,persistence_mode"

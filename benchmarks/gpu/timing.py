@@ -1,12 +1,13 @@
 """How long a call takes: inputs in L2 or not, launched one by one or from a CUDA graph; and what the device can do."""
 
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from vitcop_kernels.bench.statistics import quantiles
 
 from .device import Device
 
@@ -19,13 +20,6 @@ METHOD = {
     "the start of the graph)",
 }
 COPIES = 64  # of the inputs, at most
-
-
-def quantiles(samples: Sequence[float]) -> dict[str, float]:
-    if len(samples) == 1:
-        return {"p20": samples[0], "p50": samples[0], "p80": samples[0]}
-    fifths = statistics.quantiles(samples, n=10, method="inclusive")
-    return {"p20": fifths[1], "p50": statistics.median(samples), "p80": fifths[7]}
 
 
 def _timing(samples: Sequence[float], **more: Any) -> dict[str, Any]:

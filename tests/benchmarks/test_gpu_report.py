@@ -25,7 +25,7 @@ from benchmarks.gpu.endtoend import USED, Bench
 from benchmarks.gpu.models import TEXT, build_model, methods, prompt, tiny_models
 from benchmarks.gpu.smoke import ROOT, environment
 from benchmarks.gpu.timing import METHOD
-from benchmarks.gpu.truth import certify, verify
+from vitcop_kernels.bench.truth import certify, verify
 
 KEY_NORMS = Case("key_norms", {"B": 1, "H": 2, "N": 12, "d": 16}, target_us=1.0)
 SELECT = Case("select_tokens", {"B": 1, "N": 24, "K": 8}, "float32", target_us=1.0)
