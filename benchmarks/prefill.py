@@ -19,6 +19,7 @@ import vitcop
 from benchmarks.harness import write_results
 from vitcop import ViTCoP
 from vitcop.methods.replay import Replay
+from vitcop_kernels.bench.statistics import Summary, summary
 
 IMAGE_TOKEN, VOCAB, TEXT_TOKENS = 31999, 32000, 57
 TARGET = 1.02
@@ -95,21 +96,23 @@ def main() -> None:
                 selection.append(active.selection_seconds)
         print(f"round {round_ + 1}: " + ", ".join(f"{name} {s[-1]:.3f} s" for name, s in samples.items()), flush=True)
 
-    def ratio(a: str, b: str) -> float:
-        return statistics.median(x / y for x, y in zip(samples[a], samples[b], strict=True))
+    def ratio(a: str, b: str) -> Summary:
+        return summary([x / y for x, y in zip(samples[a], samples[b], strict=True)])
 
+    chosen_over = {name: ratio("vitcop", name) for name in ("precomputed", "unpruned")}
     counts = [stage.tokens_out[0] for stage in report.stages]
     result = {
         "config": {**vars(options), "visual_tokens": 576, "text_tokens": TEXT_TOKENS, "kept": counts},
         "seconds": samples,
         "selection_seconds": selection,
-        "vitcop_over_precomputed": ratio("vitcop", "precomputed"),
-        "vitcop_over_unpruned": ratio("vitcop", "unpruned"),
+        **{f"vitcop_over_{name}": found.median for name, found in chosen_over.items()},
+        "intervals": {name: [found.low, found.high] for name, found in chosen_over.items()},
     }
     path = write_results("prefill", result)
     print(f"576 -> {' -> '.join(map(str, counts))} tokens, {options.layers} layers, {options.dtype}")
-    print(f"prefill, ViTCoP / precomputed indices: {result['vitcop_over_precomputed']:.4f} (target {TARGET})")
-    print(f"prefill, ViTCoP / unpruned:            {result['vitcop_over_unpruned']:.4f}")
+    for name, found in chosen_over.items():
+        target = f", target {TARGET}" if name == "precomputed" else ""
+        print(f"prefill, ViTCoP / {name}: {found.median:.4f} (95 % CI {found.low:.4f}-{found.high:.4f}{target})")
     print(f"choosing alone: {statistics.median(selection) * 1e3:.1f} ms; {path}")
 
 

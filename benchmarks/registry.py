@@ -10,6 +10,7 @@ from torch import Tensor
 
 import vitcop_kernels  # noqa: F401  (registers torch.ops.vitcop)
 from benchmarks import baselines
+from vitcop_kernels.bench.inputs import tokens
 
 Way = Callable[[], Any]
 OURS = "vitcop"
@@ -33,20 +34,6 @@ def _close(ours: Way, want: Any, rtol: float) -> Callable[[], None]:
         torch.testing.assert_close(ours(), want, rtol=rtol, atol=1e-6)
 
     return check
-
-
-def tokens(n: int, width: int = 1024, batch: int | None = None) -> tuple[Tensor, Tensor]:
-    """Image-like features: smooth over the grid, noise on top; and the places in it."""
-    generator = torch.Generator().manual_seed(n)
-    side = math.ceil(n**0.5)
-    coarse = torch.randn(batch or 1, width, 6, 6, generator=generator)
-    smooth = (
-        torch.nn.functional.interpolate(coarse, size=(side, side), mode="bicubic").flatten(2).transpose(1, 2)[:, :n]
-    )
-    features = (0.3 * smooth + 0.15 * torch.randn(smooth.shape, generator=generator)).contiguous()
-    index = torch.arange(n)
-    places = torch.stack([index // side, index % side], -1) / side
-    return (features if batch else features[0]), places
 
 
 def _agrees(features: Tensor, args: tuple[Any, ...]) -> Callable[[], None]:
