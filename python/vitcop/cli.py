@@ -1,4 +1,4 @@
-"""The command line: `vitcop run`, `vitcop doctor`.
+"""The command line: `vitcop run`, `vitcop bench`, `vitcop eval`, `vitcop doctor`.
 
 The commands are in `commands.py`, which needs typer and rich. Without them `doctor` still answers, in plain text.
 """

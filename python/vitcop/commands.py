@@ -1,4 +1,4 @@
-"""The commands, in typer. What they do is in compare.py, doctor.py, tables.py and visualize.py."""
+"""The commands, in typer. What they do is in bench.py, compare.py, doctor.py, tables.py and visualize.py."""
 
 import contextlib
 import time
@@ -122,6 +122,58 @@ def run_command(
         )  # fmt: skip
     except UserError as error:
         _fail(str(error))
+
+
+@app.command("bench")
+def bench_command(
+    op: Annotated[str | None, typer.Argument(help="An op, such as vic_cluster. (default: every op)")] = None,
+    tokens: Annotated[int | None, typer.Option(help="Tokens of a sample.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Samples.")] = None,
+    width: Annotated[int | None, typer.Option(help="Channels of a token.")] = None,
+    clusters: Annotated[int | None, typer.Option(help="Clusters of a sample.")] = None,
+    heads: Annotated[int | None, typer.Option(help="Attention heads.")] = None,
+    head_dim: Annotated[int | None, typer.Option(help="Channels of a head.")] = None,
+    queries: Annotated[int | None, typer.Option(help="Query rows.")] = None,
+    keep: Annotated[int | None, typer.Option(help="Tokens kept.")] = None,
+    budget: Annotated[int | None, typer.Option(help="Tokens after merging.")] = None,
+    text: Annotated[int | None, typer.Option(help="Tokens of text around the visual ones.")] = None,
+    dtype: Annotated[Dtype, typer.Option(help="Of the inputs.")] = Dtype.float32,
+    device: Annotated[str | None, typer.Option(help="(default: cuda if there is one, else cpu)")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="On a CPU. (default: torch's)")] = None,
+    rounds: Annotated[int, typer.Option(min=5, help="Rounds, in each of which every way has a turn.")] = 15,
+    seconds: Annotated[float, typer.Option(min=0, help="Fewer rounds, to keep to so long for an op.")] = 10.0,
+    compile: Annotated[bool, typer.Option(help="Time the compiled reference, too; compiling takes a while.")] = True,
+    save: Annotated[Path | None, typer.Option(help="A file for the result with all its samples, in JSON.")] = None,
+) -> None:
+    """Time an op at your shapes, after checking its answer: beside its reference, compiled, and this machine's floor.
+
+    Ends with code 1 if an answer is wrong.
+    """
+    import torch
+
+    from . import bench
+    from .compare import UserError
+    from .loading import pick_device
+
+    given = {"tokens": tokens, "batch": batch, "width": width, "clusters": clusters, "heads": heads,
+             "head_dim": head_dim, "queries": queries, "keep": keep, "budget": budget, "text": text}  # fmt: skip
+    console = Console()
+    if threads is not None:
+        torch.set_num_threads(threads)
+    try:
+        dims = {name: size for name, size in given.items() if size is not None}
+        todo = bench.cases_for(op, dims, dtype.value, pick_device(device))
+        with _step(console, "measuring") as tell:
+            found = bench.bench(todo, compiled=compile, rounds=rounds, seconds=seconds, tell=tell)
+        for row in found["rows"]:
+            console.print(bench.table(row))
+        if save is not None:
+            bench.save(save, found)
+            console.print(f"result: {save}", highlight=False, markup=False, soft_wrap=True)
+    except UserError as error:
+        _fail(str(error))
+    if any("refused" in row for row in found["rows"]):
+        raise typer.Exit(1)
 
 
 @app.command("eval")
