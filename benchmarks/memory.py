@@ -62,7 +62,7 @@ def main() -> None:
 
     ask = json.loads(sys.argv[1])
     torch.set_num_threads(ask["threads"])
-    small = {name: min(size, 256) if name == "tokens" else size for name, size in ask["dims"].items()}
+    small = {name: min(size, 64) if name == "tokens" else size for name, size in ask["dims"].items()}
     small.pop("clusters", None)
     _call(ask, small)()  # libraries, threads
     call = _call(ask, ask["dims"])

@@ -103,7 +103,7 @@ def test_a_revision_is_checked_out_built_and_removed():
 def test_an_unknown_revision_is_one_sentence():
     if not (ROOT / ".git").exists():
         pytest.skip("not in a git repository")
-    with pytest.raises(SystemExit, match="compare: git worktree add --detach .* no-such-revision"):
+    with pytest.raises(SystemExit, match=r"compare: git worktree add --detach .* no-such-revision"):
         compare.checkout("no-such-revision").__enter__()
 
 
