@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 BUILD_TOOLS := "setuptools>=77" "cmake>=3.24" ninja pybind11
 NATIVE := CMakeLists.txt setup.py $(shell find csrc -name '*.cpp' -o -name '*.h')
 
-.PHONY: demo test test-transformers-4 test-eval lint format bench gpu-report aot features quality readme wheel build clean
+.PHONY: demo test test-transformers-4 test-eval lint format bench targets scale prefill compare gpu-report aot features quality readme wheel build clean
 
 demo: build
 	$(BIN)/vitcop run --out out/demo
@@ -41,10 +41,26 @@ format: build
 quality: build
 	$(BIN)/python -m benchmarks.quality report
 
-bench: build
+# About ten minutes on two cores: the targets, every op beside its peers and its floor, and where pruning pays.
+bench: targets
+	$(BIN)/python -m benchmarks.evidence.speed
+	$(BIN)/python -m benchmarks.evidence.crossover
+
+# The speed and memory targets as ratios: reported, misses marked, no failure.
+targets: build
 	$(BIN)/python -m benchmarks.ratios
+
+# Time and memory up to 16384 tokens, with fitted slopes.
+scale: build
+	$(BIN)/python -m benchmarks.evidence.scale
+
+# What choosing costs in a prefill of LLaVA-1.5-7B's true shape.
+prefill: build
 	$(BIN)/python -m benchmarks.prefill
-	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-columns=min,median,iqr,rounds
+
+# make compare REV=main: fails if this tree is slower than that revision.
+compare: build
+	$(BIN)/python -m benchmarks.compare $(REV)
 
 # Checks, then measures, on one GPU in less than 8 minutes, with the torch that PYTHON has: no .venv, nothing installed.
 gpu-report:

@@ -1,7 +1,7 @@
-"""What else does the work of an op, or work like it: other packages where they are installed, and our own words for ToMe.
+"""What else does the work of an op, or work like it: other packages where they are installed, ToMe in our own words.
 
-`others(case)` gives what can be timed beside a case, `absent(case)` the reasons for what cannot. A peer that answers the
-same question is held to the same answer; one that answers another is marked so in `ANSWERS`.
+`others(case)` gives what can be timed beside a case, `absent(case)` the reasons for what cannot. A peer that answers
+the same question is held to the same answer; what others answer is in `ANSWERS`.
 """
 
 import importlib.util

@@ -13,43 +13,15 @@ import statistics
 import time
 
 import torch
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 import vitcop
 from benchmarks.harness import write_results
+from benchmarks.llava import TEXT_TOKENS, Size, build, prompt
 from vitcop import ViTCoP
 from vitcop.methods.replay import Replay
 from vitcop_kernels.bench.statistics import Summary, summary
 
-IMAGE_TOKEN, VOCAB, TEXT_TOKENS = 31999, 32000, 57
 TARGET = 1.02
-
-
-def build(layers: int, dtype: torch.dtype) -> LlavaForConditionalGeneration:
-    vision = CLIPVisionConfig(
-        hidden_size=1024,
-        intermediate_size=4096,
-        num_hidden_layers=24,
-        num_attention_heads=16,
-        image_size=336,
-        patch_size=14,
-    )
-    text = LlamaConfig(
-        hidden_size=4096, intermediate_size=11008, num_hidden_layers=1, num_attention_heads=32, vocab_size=VOCAB
-    )
-    torch.manual_seed(0)
-    config = LlavaConfig(vision_config=vision, text_config=text, image_token_id=IMAGE_TOKEN)
-    model = LlavaForConditionalGeneration(config).to(dtype).eval()
-    decoder = model.model.language_model
-    first = decoder.layers[0]
-    for index in range(1, layers):
-        layer = type(first)(text, index).to("meta")
-        for name, parameter in first.named_parameters():
-            owner = layer.get_submodule(name.rpartition(".")[0])
-            setattr(owner, name.rpartition(".")[2], parameter)
-        decoder.layers.append(layer.eval())
-    text.num_hidden_layers = layers
-    return model
 
 
 def main() -> None:
@@ -62,16 +34,13 @@ def main() -> None:
 
     torch.set_num_threads(2)
     dtype = getattr(torch, options.dtype)
-    model = build(options.layers, dtype)
-    generator = torch.Generator().manual_seed(0)
-    text = torch.randint(0, IMAGE_TOKEN, (1, TEXT_TOKENS), generator=generator)
-    ids = torch.cat([text[:, :35], torch.full((1, 576), IMAGE_TOKEN), text[:, 35:]], dim=1)
-    pixels = torch.randn(1, 3, 336, 336, generator=generator).to(dtype)
+    size = Size(layers=options.layers)
+    model, inputs = build(size, dtype), prompt(size, dtype=dtype)
 
     @torch.no_grad()
     def prefill() -> tuple[float, torch.Tensor]:
         start = time.perf_counter()
-        logits = model(input_ids=ids, pixel_values=pixels, attention_mask=torch.ones_like(ids), logits_to_keep=1).logits
+        logits = model(**inputs, logits_to_keep=1).logits
         return time.perf_counter() - start, logits
 
     method = ViTCoP(retain=options.retain)

@@ -32,8 +32,8 @@ def section(found: dict[str, Any]) -> str:
         "*the authors'*: an N x N x D difference and Python loops, in our words; *floor*: the bytes and the arithmetic "
         "that no implementation avoids, at the bandwidth and the GEMM rate measured in the same run.",
         main,
-        "What else does the work, or other work of the same purpose, in the same rounds. The ratio is of paired rounds, "
-        "below 1 where vitcop is faster.",
+        "What else does the work, or other work of the same purpose, in the same rounds. Ratios are of paired rounds; "
+        "below 1 vitcop is faster.",
         others,
         _not_run(rows),
         *(["Refused, since the answer was wrong:", "\n".join(f"- {line}" for line in refused)] if refused else []),
