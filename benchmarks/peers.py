@@ -1,7 +1,7 @@
 """What else does the work of an op, or work like it: other packages where they are installed, ToMe in our own words.
 
 `others(case)` gives what can be timed beside a case, `absent(case)` the reasons for what cannot. A peer that answers
-the same question is held to the same answer; what others answer is in `ANSWERS`.
+the same question is held to the same answer; what others answer is in `OTHER_ANSWERS`.
 """
 
 import importlib.util
@@ -12,25 +12,20 @@ import torch
 from torch import Tensor
 
 from benchmarks import baselines
-from vitcop_kernels.bench.cases import Case
+from vitcop_kernels.bench.cases import Case, compiled
 from vitcop_kernels.bench.sampling import Way
 
 Check = Callable[[Any], None]
 AUTHORS = "the authors' algorithm"
 EAGER, EAGER_COMPILED = "eager PyTorch", "eager PyTorch, compiled"
-ANSWERS = {
-    AUTHORS: "the same",
-    EAGER: "the same, in the dtype's own precision, as one would write it",
-    EAGER_COMPILED: "the same",
+OTHER_ANSWERS = {
     "pydpc": "density and nearest denser token at any distance, in float64; no centres, no labels",
     "sklearn KMeans": "another clustering: k-means, 10 iterations from one start",
     "sklearn MiniBatchKMeans": "another clustering: k-means on samples, 10 iterations",
     "flash-kmeans": "another clustering: k-means, 10 iterations",
-    "ToMe matching": "another merging: of half of the tokens into the most similar of the other half",
-    "index_add": "the same",
-    "scatter_reduce": "the same",
-    "segment_reduce": "the same",
+    "ToMe matching": "another merging: of some of one half of the tokens into the most similar of the other half",
 }
+SAME_ANSWERS = (AUTHORS, EAGER, EAGER_COMPILED, "index_add", "scatter_reduce", "segment_reduce")
 AUTHORS_BYTES, AUTHORS_TOKENS = 4 << 30, 1024  # beyond, one call takes longer than seconds, or more memory than that
 
 
@@ -55,14 +50,14 @@ def close(case: Case) -> Check:
     return check
 
 
-def others(case: Case, compiled: bool = False) -> dict[str, tuple[Way, Check | None]]:
-    """Name -> what to time and the check of its answer. `compiled`: eager PyTorch under torch.compile, too."""
+def others(case: Case, compile: bool = False) -> dict[str, tuple[Way, Check | None]]:
+    """Name -> what to time and the check of its answer. `compile`: eager PyTorch under torch.compile, too."""
     found = _OTHERS[case.op](case) if case.op in _OTHERS else {}
     if case.op in _EAGER:
         function, check = _EAGER[case.op], (same_labels if case.op == "vic_cluster" else close)(case)
         found[EAGER] = (lambda: function(*case.args, **case.kwargs), check)
-        if compiled:
-            run = torch.compile(function, dynamic=False)
+        if compile:
+            run = compiled(function)
             found[EAGER_COMPILED] = (lambda: run(*case.args, **case.kwargs), check)
     return found
 
@@ -93,12 +88,12 @@ def _installed(module: str) -> bool:
 
 
 def _too_large_for_the_authors(case: Case) -> str | None:
-    n, width = case.dims["tokens"], case.dims["width"]
+    n, width, batch = (case.dims[name] for name in ("tokens", "width", "batch"))
     need = 3 * 4 * n * n * width  # the difference, its square, and what the sum reads
     if need > AUTHORS_BYTES:
         return f"its N x N x D differences need {need / 2**30:.0f} GiB"
-    if n > AUTHORS_TOKENS:
-        return f"its loops over tokens take longer than seconds above {AUTHORS_TOKENS} tokens"
+    if batch * n > AUTHORS_TOKENS:
+        return f"its loops over tokens take seconds and more above {AUTHORS_TOKENS} tokens"
     return None
 
 

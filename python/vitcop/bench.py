@@ -41,11 +41,14 @@ def bench(
     todo: Sequence[cases.Case],
     *,
     compiled: bool = True,
-    rounds: int = 15,
+    rounds: int = 31,
     seconds: float = 10.0,
     tell: Callable[[str], None] = lambda what: None,
 ) -> dict[str, Any]:
-    """Measure each case; `seconds`: about how long the rounds of one may take. A record that can be written as JSON."""
+    """Measure each case, in a record that can be written as JSON.
+
+    `seconds`: about how long the rounds of one may take, without ways that are slow.
+    """
     device, dtypes = todo[0].device, tuple({case.dtype for case in todo})
     tell("what this machine can do")
     rates = measure_rates(device, dtypes)

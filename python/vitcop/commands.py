@@ -140,7 +140,7 @@ def bench_command(
     dtype: Annotated[Dtype, typer.Option(help="Of the inputs.")] = Dtype.float32,
     device: Annotated[str | None, typer.Option(help="(default: cuda if there is one, else cpu)")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="On a CPU. (default: torch's)")] = None,
-    rounds: Annotated[int, typer.Option(min=5, help="Rounds, in each of which every way has a turn.")] = 15,
+    rounds: Annotated[int, typer.Option(min=5, help="Rounds, in each of which every way has a turn.")] = 31,
     seconds: Annotated[float, typer.Option(min=0, help="Fewer rounds, to keep to so long for an op.")] = 10.0,
     compile: Annotated[bool, typer.Option(help="Time the compiled reference, too; compiling takes a while.")] = True,
     save: Annotated[Path | None, typer.Option(help="A file for the result with all its samples, in JSON.")] = None,

@@ -1,6 +1,7 @@
 """What the machine does at best, measured in the same run, and the time that no implementation of a case undercuts."""
 
 import contextlib
+import functools
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -57,18 +58,18 @@ def measure_rates(device: torch.device, dtypes: tuple[str, ...] = ("float32",), 
         count = max(1, min(200, (1 << 24) // size))
         whole = torch.ones(size // 4, device=device)
         source, target = whole.chunk(2)
-        copy = best(lambda a=target, b=source: a.copy_(b), count)
-        read = best(lambda a=whole: a.sum(), count)
+        copy = best(functools.partial(target.copy_, source), count)
+        read = best(whole.sum, count)
         bandwidth[size] = size / min(copy, read)
     flops = dict.fromkeys(sorted({"float32", *dtypes}), 0.0)
     with _tf32() if device.type == "cuda" else contextlib.nullcontext():  # our float32 kernels use it there
         for dtype in flops:
             for m, k, n in ((64, 64, 64),) if quick else GEMMS:
                 a, b = (torch.randn(s, device=device).to(getattr(torch, dtype)) for s in ((m, k), (n, k)))
-                seconds = best(lambda a=a, b=b: torch.nn.functional.linear(a, b), 1)
+                seconds = best(functools.partial(torch.nn.functional.linear, a, b), 1)
                 flops[dtype] = max(flops[dtype], 2 * m * k * n / seconds)
     one = torch.zeros(1, device=device)
-    return Rates(bandwidth, flops, best(lambda: one.add_(1), 100))
+    return Rates(bandwidth, flops, best(functools.partial(one.add_, 1), 100))
 
 
 @contextlib.contextmanager

@@ -36,7 +36,7 @@ def measure(
     reference: bool = True,
     others: Mapping[str, tuple[Way, Check | None]] | None = None,
     skipped: Mapping[str, str] | None = None,
-    rounds: int = 15,
+    rounds: int = 31,
     seconds: float | None = None,
     check: Callable[[Case], Any] = gate,
     tell: Callable[[str], None] = lambda what: None,
@@ -60,10 +60,10 @@ def measure(
         runs[REFERENCE] = case.reference
     if compiled:
         tell("compiling the reference")
-        _admit(runs, ways, COMPILED, case.compiled_reference, None)
+        _admit(runs, ways, COMPILED, case.compiled_reference(), None)
     for name, (way, accept) in (others or {}).items():
         tell(f"trying {name}")
-        _admit(runs, ways, name, lambda way=way: way, accept)
+        _admit(runs, ways, name, way, accept)
     tell(f"timing {', '.join(runs)}")
     samples = sample(runs, rounds, clock=clock_for(case.device), budget=seconds)
     ways |= {name: described(samples, name) for name in runs}
@@ -77,12 +77,9 @@ def add_floor(row: Row, rates: Rates) -> None:
         row["floor_s"] = rates.floor(row["bytes"], row["flops"], row["dtype"])
 
 
-def _admit(
-    runs: dict[str, Way], ways: dict[str, Row], name: str, make: Callable[[], Way], accept: Check | None
-) -> None:
+def _admit(runs: dict[str, Way], ways: dict[str, Row], name: str, way: Way, accept: Check | None) -> None:
     """Into `runs` if it works and its answer is right, else into `ways` with the reason."""
     try:
-        way = make()
         answer = way()
         if accept is not None:
             accept(answer)

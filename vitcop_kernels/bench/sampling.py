@@ -65,8 +65,8 @@ def sample(
 ) -> Samples:
     """Seconds a call of each way in each round; a way repeats within its turn until `shortest` seconds have passed.
 
-    `budget`: seconds for all rounds together; fewer rounds than asked for, but never fewer than `LEAST`, keep to it.
-    Of a way whose turn takes longer than `SLOW`, `LEAST` rounds have to do.
+    Of a way whose turn takes longer than `SLOW`, `LEAST` rounds have to do. `budget`: seconds for all rounds of the
+    others; fewer rounds than asked for, but never fewer than `LEAST`, keep to it.
     """
     clock = clock or CpuClock()
     repeats, turn = {}, {}
@@ -77,8 +77,7 @@ def sample(
         turn[name] = once * (repeats[name] + (once < WARM_BELOW))
     quick = sum(seconds for seconds in turn.values() if seconds <= SLOW)
     if budget is not None:
-        left = budget - LEAST * (sum(turn.values()) - quick)
-        rounds = min(rounds, max(LEAST, int(left / max(quick, 1e-7)))) if quick else min(rounds, LEAST)
+        rounds = min(rounds, max(LEAST, int(budget / quick))) if quick else min(rounds, LEAST)
     seldom = set(spread(LEAST, rounds))
     samples: Samples = {name: {} for name in ways}
     for round_, order in enumerate(turns(list(ways), rounds)):

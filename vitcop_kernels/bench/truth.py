@@ -1,5 +1,6 @@
 """Is an op's answer right? Compared with the float64 reference; tolerances have their reasons beside them."""
 
+import functools
 import itertools
 from typing import Any
 
@@ -62,9 +63,8 @@ def verify(op: str, args: tuple[Any, ...], kwargs: dict[str, Any], got: Any) -> 
         for k, (a, b) in enumerate(zip(tensors(got), tensors(want), strict=True)):
             rtol = TOLERANCES[op][half]
             atol = rtol * float(b.double().abs().max()) * 1e-2
-            torch.testing.assert_close(
-                a.double(), b.double(), rtol=rtol, atol=atol, msg=lambda m, k=k: f"{op} output {k}: {m}"
-            )
+            message = functools.partial("{} output {}: {}".format, op, k)
+            torch.testing.assert_close(a.double(), b.double(), rtol=rtol, atol=atol, msg=message)
 
 
 def _verify_batch(args: tuple[Any, ...], kwargs: dict[str, Any], got: Any, want: Any) -> None:

@@ -15,7 +15,7 @@ from .rows import REAL, measured, tiny
 def main() -> None:
     parser = argparse.ArgumentParser(description=ABOUT, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", help="one op; nothing is kept")
-    parser.add_argument("--seconds", type=float, default=6.0, help="for the rounds of a row, about")
+    parser.add_argument("--seconds", type=float, default=4.0, help="for the rounds of a row, about, without slow ways")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)

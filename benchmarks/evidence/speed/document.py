@@ -21,9 +21,9 @@ def section(found: dict[str, Any]) -> str:
         left=3,
     )
     others = table(
-        ["op", "shape", "beside", "answers", "its median", "vitcop / it", "95 % CI"],
+        ["op", "shape", "beside", "its median", "vitcop / it", "95 % CI"],
         (line for row in rows for line in _peer_lines(row)),
-        left=4,
+        left=3,
     )
     parts = [
         "## Speed at real shapes",
@@ -35,6 +35,11 @@ def section(found: dict[str, Any]) -> str:
         "What else does the work, or other work of the same purpose, in the same rounds. Ratios are of paired rounds; "
         "below 1 vitcop is faster.",
         others,
+        "Held to the same answer: "
+        + ", ".join(peers.SAME_ANSWERS)
+        + ". Of the others: "
+        + "; ".join(f"{name}: {what}" for name, what in peers.OTHER_ANSWERS.items())
+        + ".",
         _not_run(rows),
         *(["Refused, since the answer was wrong:", "\n".join(f"- {line}" for line in refused)] if refused else []),
         "![Time of each op: vitcop, its reference, the authors' algorithm and the floor](evidence/speed.png)",
@@ -45,6 +50,10 @@ def section(found: dict[str, Any]) -> str:
 
 def _name(row: Row) -> str:
     return f"`{row['op']}` {_shape(row)} {row['dtype']}"
+
+
+def _short(row: Row) -> str:
+    return f"{row['op']} N={row['dims']['tokens']} B={row['dims']['batch']} {row['dtype']}"
 
 
 def _shape(row: Row) -> str:
@@ -74,7 +83,7 @@ def _peer_lines(row: Row) -> list[list[str]]:
         if name in (REFERENCE, COMPILED):
             continue
         lines.append([
-            f"`{row['op']}`", f"{_shape(row)} {row['dtype']}", name, peers.ANSWERS[name],
+            f"`{row['op']}`", f"{_shape(row)} {row['dtype']}", name,
             ms(row["ways"][name]["median_s"]), f"{ratio['median']:.3f}", f"{ratio['low']:.3f}-{ratio['high']:.3f}",
         ])  # fmt: skip
     return lines
@@ -86,7 +95,7 @@ def _not_run(rows: list[Row]) -> str:
     for row in rows:
         for name, way in row["ways"].items():
             if "not_run" in way:
-                reasons.setdefault((name, way["not_run"]), []).append(_name(row))
+                reasons.setdefault((name, way["not_run"]), []).append(_short(row))
     lines = [f"- {name}: {why} ({', '.join(where)})" for (name, why), where in reasons.items()]
     return "\n".join(["Not run:", "", *lines]) if lines else ""
 
@@ -101,7 +110,7 @@ def draw(found: dict[str, Any], path: Path = FIGURE) -> None:
     rows = [row for row in found["rows"] if "refused" not in row][::-1]
     figure, axes = plt.subplots(figsize=(9, 1.2 + 0.3 * len(rows)), layout="constrained")
     marks = {OURS: ("o", "C0"), REFERENCE: ("s", "C7"), COMPILED: ("D", "C4"), peers.EAGER: ("v", "C2"),
-             peers.AUTHORS: ("X", "C3")}  # fmt: skip
+             peers.EAGER_COMPILED: ("^", "C1"), peers.AUTHORS: ("X", "C3")}  # fmt: skip
     for name, (marker, color) in marks.items():
         points = [(row["ways"][name]["median_s"] * 1e3, y) for y, row in enumerate(rows)
                   if "median_s" in row["ways"].get(name, {})]  # fmt: skip
@@ -110,8 +119,7 @@ def draw(found: dict[str, Any], path: Path = FIGURE) -> None:
             axes.scatter(x, y, marker=marker, color=color, label=name, zorder=3)
     floors = [row["floor_s"] * 1e3 for row in rows]
     axes.scatter(floors, range(len(rows)), marker="|", s=160, color="black", label="floor of this machine", zorder=2)
-    labels = [f"{row['op']}  N={row['dims']['tokens']} B={row['dims']['batch']} {row['dtype']}" for row in rows]
-    axes.set_yticks(range(len(rows)), labels, fontsize=8)
+    axes.set_yticks(range(len(rows)), [_short(row) for row in rows], fontsize=8)
     axes.set_xscale("log")
     axes.set_xlabel("time of a call, ms (logarithmic)")
     axes.grid(True, axis="x", which="both", alpha=0.25)
