@@ -12,6 +12,16 @@ from torch import Tensor
 STATE = "_vitcop_state"
 
 
+class Attached:
+    """Whether the handle that last filled a cache is still attached. Copies of the cache ask the same handle."""
+
+    def __init__(self) -> None:
+        self.on = True
+
+    def __deepcopy__(self, memo: Any) -> "Attached":
+        return self
+
+
 @dataclass
 class CacheState:
     """Kept on a cache that a pruned prefill has filled."""
@@ -19,6 +29,7 @@ class CacheState:
     dropped: int = 0  # columns of the prompt that layer 0 does not have
     masks: list[Tensor | None] = field(default_factory=list)  # per layer: [B, >= its length] bool, False for padding
     shift: Tensor | None = None  # [B, 1] how far position ids are behind those of the unpruned prompt
+    attached: Attached = field(default_factory=Attached)
     pruned: int = 0  # length, in the prompt's coordinates, up to the last visual token: cannot be cropped below
 
 
@@ -85,16 +96,27 @@ def align_batch(tensor: Tensor | None, batch: int) -> Tensor | None:
 
 
 def attach_state(cache: Any, state: CacheState) -> None:
-    """Make the cache answer `get_seq_length` and `crop` in the prompt's coordinates."""
+    """Make the cache answer `get_seq_length` and `crop` in the prompt's coordinates, and refuse other models."""
     setattr(cache, STATE, state)
     cache.get_seq_length = types.MethodType(_seq_length, cache)
     cache.crop = types.MethodType(_crop, cache)
     cache.reset = types.MethodType(_reset, cache)
+    cache.update = types.MethodType(_update, cache)
 
 
 def _seq_length(self: Any, layer_idx: int = 0) -> int:
     # generate() and the decoder mean the prompt when they ask layer 0, by default or by number.
     return seen(self) if not layer_idx else layer_length(self, layer_idx)
+
+
+def _update(self: Any, *args: Any, **kwargs: Any) -> Any:
+    # Without the hooks, positions and masks would be those of the prompt's length: wrong answers, seldom an error.
+    if not getattr(self, STATE).attached.on:
+        raise RuntimeError(
+            "past_key_values: expected to be continued while the model is being pruned, got a pruned cache after the "
+            "pruning was removed"
+        )
+    return type(self).update(self, *args, **kwargs)
 
 
 def _crop(self: Any, *args: int, **kwargs: int) -> None:
@@ -118,7 +140,7 @@ def _crop_is_absolute(cache_type: type) -> bool:
 
 def _reset(self: Any) -> None:
     type(self).reset(self)
-    for name in (STATE, "get_seq_length", "crop", "reset"):
+    for name in (STATE, "get_seq_length", "crop", "reset", "update"):
         delattr(self, name)
 
 

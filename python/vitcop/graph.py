@@ -9,6 +9,7 @@ tensors of its own before each replay; what a request keeps (keys, values, hidde
 import contextlib
 import dataclasses
 import functools
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -128,7 +129,6 @@ class Outcome:
     """What a run of the decoder leaves: in a graph, rewritten by each replay."""
 
     run: Run
-    report: Report
     cache: Any
     output: Any
 
@@ -144,12 +144,12 @@ class PrefillGraphs:
     """Stands in for the forward of a decoder: replays a graph where it can, and is the decoder's own forward elsewhere.
 
     Args:
-        standing_in: `standing_in(run, report)` is a context in which the decoder's layers prune for that run.
+        standing_in: `standing_in(run)` is a context in which the decoder's layers prune for that run.
     """
 
     def __init__(
         self, adapter: Adapter, program: Program, backend: Backend,
-        standing_in: Callable[[Run, Report], contextlib.AbstractContextManager[None]],
+        standing_in: Callable[[Run], contextlib.AbstractContextManager[None]],
     ) -> None:  # fmt: skip
         self.adapter, self.program, self.backend, self._standing_in = adapter, program, backend, standing_in
         self.decoder: Any = adapter.decoder
@@ -159,6 +159,7 @@ class PrefillGraphs:
         self._had_own = "forward" in vars(self.decoder)
         self._forward = self.decoder.forward
         self._installed: Any = None
+        self._lock = threading.Lock()  # the graphs' memory is for one prefill at a time
 
     def install(self, run_of: Callable[[], Run | None], report: Report) -> None:
         """Take the place of `decoder.forward`."""
@@ -170,7 +171,7 @@ class PrefillGraphs:
                 return self._forward(*args, **kwargs)
             report.notes[:] = [note for note in report.notes if not note.startswith("cuda_graph")]
             try:
-                output, slots = self._replay(run, args, kwargs, report)
+                output, slots = self._replay(run, args, kwargs)
                 run.peak_watch = None
                 report.notes.append(f"cuda_graph: replayed for up to {slots} tokens")
                 return output
@@ -199,7 +200,7 @@ class PrefillGraphs:
 
     # -- one prefill -------------------------------------------------------------------------------------------------
 
-    def _replay(self, run: Run, args: Any, kwargs: dict[str, Any], report: Report) -> tuple[Any, int]:
+    def _replay(self, run: Run, args: Any, kwargs: dict[str, Any]) -> tuple[Any, int]:
         self._check(run, args, kwargs)
         embeds: Tensor = kwargs["inputs_embeds"].detach()
         self._check_model(embeds.device)
@@ -210,12 +211,12 @@ class PrefillGraphs:
         if key in self._failed:
             raise NotCaptured(self._failed[key])
         on_device = torch.cuda.device(embeds.device) if embeds.is_cuda else contextlib.nullcontext()
-        with on_device, torch.no_grad(), self.backend.replaying():
+        with self._lock, on_device, torch.no_grad(), self.backend.replaying():
             captured = self.graphs.get(key) or self._capture(key, run, embeds, position_ids, slots)
             self.graphs.move_to_end(key)
             captured.inputs.load(run, embeds, position_ids)
             self.backend.replay(captured.graph)
-            return self._copy_out(captured.outcome, run, caches.given(kwargs), slots, report), slots
+            return self._copy_out(captured.outcome, run, caches.given(kwargs), slots), slots
 
     def _check(self, run: Run, args: Any, kwargs: dict[str, Any]) -> None:
         """Raise where a graph would not do what the decoder does."""
@@ -303,21 +304,21 @@ class PrefillGraphs:
     def _run_decoder(self, inputs: Inputs) -> Outcome:
         from transformers import DynamicCache
 
-        report, cache = Report(), DynamicCache(config=self.decoder.config)
+        cache = DynamicCache(config=self.decoder.config)
         tokens: Any = [inputs.tokens]
         position_ids = self.adapter.text_positions(inputs.position_ids)
         run = Run(self.adapter, self.program, inputs.embeds, cache, None, position_ids, None, [inputs.group], tokens)
         run.static(inputs.behind)
-        with self._standing_in(run, report):
+        with self._standing_in(run):
             output = self._forward(
                 inputs_embeds=inputs.embeds, position_ids=inputs.position_ids, use_cache=True,
                 **{caches.name_for(self.decoder): cache},
             )  # fmt: skip
-        return Outcome(run, report, cache, output)
+        return Outcome(run, cache, output)
 
     # -- after a replay ----------------------------------------------------------------------------------------------
 
-    def _copy_out(self, outcome: Outcome, run: Run, cache: Any, slots: int, report: Report) -> Any:
+    def _copy_out(self, outcome: Outcome, run: Run, cache: Any, slots: int) -> Any:
         """Hand over to `run` what its own pass through the layers would have left there, without the padding."""
         from transformers import DynamicCache
 
@@ -328,7 +329,7 @@ class PrefillGraphs:
             columns = inner.slots[index] - behind
             # An empty layer copies what it is given: its first update concatenates.
             cache.update(layer.keys[:, :, :columns], layer.values[:, :, :columns], index)
-        report.stages = _cloned(outcome.report.stages)
+        run.stages = _cloned(inner.stages)
         run.cache, run.dirty = cache, True
         run.slots = [columns - behind for columns in inner.slots]
         run.key_masks = [None] * len(inner.slots)

@@ -1,28 +1,49 @@
 """Hooks that `torch.compile` leaves alone: they choose tokens, and have to run as Python on every call."""
 
-import functools
+import threading
+from collections import UserDict, UserList
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol, TypeVar
 
 import torch
 from torch import nn
 
 Before = Callable[[nn.Module, Any, Any], Any]
+T = TypeVar("T")
 
 
 class Hook(Protocol):
     def remove(self) -> None: ...
 
 
-def untraced(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function`, and a graph break where it would be traced. Costs nothing where nothing is compiled."""
-    eager = torch.compiler.disable(function)
+class untraced:
+    """A function, and a graph break where it would be traced. Costs nothing where nothing is compiled.
 
-    @functools.wraps(function)
-    def hook(*args: Any, **kwargs: Any) -> Any:
-        return (eager if torch.compiler.is_compiling() else function)(*args, **kwargs)
+    What holds it can be neither copied nor pickled: the copy would be pruned forever, by the state of this model.
+    """
 
-    return hook
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function, self.eager = function, torch.compiler.disable(function)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return (self.eager if torch.compiler.is_compiling() else self.function)(*args, **kwargs)
+
+    def __deepcopy__(self, memo: Any) -> NoReturn:
+        raise TypeError(
+            "model: expected one that is not being pruned, to copy or pickle, got one with vitcop's hooks in it; leave "
+            "the `with` block or call `handle.remove()` first, or save its state_dict()"
+        )
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        self.__deepcopy__(None)
+
+
+class PerThread(threading.local, UserList[T]):
+    """A list that every thread has for itself: threads may run one model at the same time."""
+
+
+class NamesPerThread(threading.local, UserDict[str, T]):
+    """A dict of the same kind."""
 
 
 class _InFrontOfCompiled:

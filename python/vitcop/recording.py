@@ -7,14 +7,15 @@ from torch import Tensor
 
 from .context import Visible
 from .methods.base import Plan, Stage
-from .report import Report, StageReport, Stopwatch, Untimed
+from .report import StageReport, Stopwatch, Untimed
 
 
 def stage_report(
     stage: Stage, visible: Sequence[Visible], plans: dict[tuple[int, ...], Plan], origins: Sequence[Tensor], batch: int,
-    watch: Stopwatch | Untimed, ahead: Stopwatch | Untimed | None, report: Report,
+    watch: Stopwatch | Untimed, ahead: Stopwatch | Untimed | None, before: Sequence[StageReport],
 ) -> StageReport:  # fmt: skip
-    """What a stage did to `visible`, the visual tokens that it found; origins: `[G, S]` of those that it left."""
+    """What a stage did to `visible`, the visual tokens that it found; origins: `[G, S]` of those that it left;
+    before: the stages before it."""
     tokens_in, tokens_out = [0] * batch, [0] * batch
     kept, merged, labels = [], [], []
     for group, slots, origin in ((v.group, v.slots, origin) for v, origin in zip(visible, origins, strict=True)):
@@ -34,7 +35,7 @@ def stage_report(
         labels=_join(labels, batch, max(tokens_in), -1) if labels else None,
         plans=plans,
         rows={v.group.images: v.group.samples for v in visible},
-        previous=report.stages[-1] if report.stages else None,
+        previous=before[-1] if before else None,
         stopwatch=watch,
         stopwatch_ahead=ahead,
     )  # fmt: skip

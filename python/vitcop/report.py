@@ -144,6 +144,10 @@ class Report:
     decoder: DecoderShape | None = field(default=None, repr=False)
     positions: str = "compact"  # how the method numbers the tokens
 
+    def take(self, stages: list[StageReport], visual_tokens: list[int], text_tokens: list[int]) -> None:
+        """Show another prefill, which has come to its end."""
+        self.stages, self.visual_tokens, self.text_tokens = stages, visual_tokens, text_tokens
+
     def take_memory(self, pruned: "Footprint", unpruned: "Footprint", measured: tuple[int, int] | None) -> None:
         """Set all bytes; `measured`: the peak, and what was there before."""
         self.kv_bytes, self.computed_peak_bytes = pruned.cache, pruned.peak

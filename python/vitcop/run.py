@@ -20,7 +20,7 @@ from .memory import Footprint, PeakWatch, footprint
 from .methods.base import Plan, Program, Stage
 from .per_image import PerImage, Plans
 from .recording import stage_report
-from .report import Report, Stopwatch, Untimed
+from .report import StageReport, Stopwatch, Untimed
 
 
 class Run:
@@ -62,6 +62,7 @@ class Run:
         self.dirty = self.before is not None  # layers no longer get what the decoder prepared for them
         self.key_masks: list[Tensor | None] = []
         self.slots: list[int] = []  # n at each layer
+        self.stages: list[StageReport] = []  # so far
         self.homes: list[tuple[Tensor | None, Tensor | None]] = []  # source and valid at each layer
         self._mask: tuple[Any, Tensor | None, Tensor | None] | None = None
         self._previous: tuple[Tensor, tuple[Tensor, Tensor]] | None = None  # input of the layer before a stage
@@ -89,7 +90,7 @@ class Run:
     # -- one layer ---------------------------------------------------------------------------------------------------
 
     def layer_input(
-        self, index: int, layer: nn.Module, hidden: Tensor, kwargs: dict[str, Any], report: Report
+        self, index: int, layer: nn.Module, hidden: Tensor, kwargs: dict[str, Any]
     ) -> tuple[Tensor, dict[str, Any]] | None:
         """What decoder layer `index` gets instead of `hidden` and `kwargs`; None: leave them."""
         self.cache = caches.given(kwargs) if self.cache is None else self.cache
@@ -101,7 +102,7 @@ class Run:
             self._start_ahead(0)
         for number, stage in enumerate(self.program.stages):
             if stage.layer == index and self.visible:
-                hidden = self._prune(number, stage, layer, hidden, report)
+                hidden = self._prune(number, stage, layer, hidden)
         followed = self.visible and any(stage.layer == index + 1 for stage in self.program.stages)
         self._previous = (hidden, self.embeddings) if followed else None
         if index == 0 and self.first is not None:
@@ -139,7 +140,7 @@ class Run:
 
     # -- one stage ---------------------------------------------------------------------------------------------------
 
-    def _prune(self, number: int, stage: Stage, layer: nn.Module, hidden: Tensor, report: Report) -> Tensor:
+    def _prune(self, number: int, stage: Stage, layer: nn.Module, hidden: Tensor) -> Tensor:
         ahead, self._ahead = self._ahead, None
         if ahead is not None:
             ahead.join()
@@ -161,8 +162,8 @@ class Run:
             ]
         watch.stop()
         beside = None if ahead is None else ahead.watch
-        found = stage_report(stage, self.visible, plans, origins, self.batch, watch, beside, report)
-        report.stages.append(found)
+        found = stage_report(stage, self.visible, plans, origins, self.batch, watch, beside, self.stages)
+        self.stages.append(found)
         if compaction is not None:
             sources.hidden, before = hidden, self.visible.copy()  # from here on gradients flow
             if self.injection is not None:
@@ -374,14 +375,14 @@ class Run:
 
     # -- afterwards --------------------------------------------------------------------------------------------------
 
-    def finish(self, last_hidden_state: Tensor) -> Tensor:
+    def finish(self, last_hidden_state: Tensor, attached: caches.Attached) -> Tensor:
         """Leave the state on the cache; give back `last_hidden_state` at the length that was put in, 0 where pruned."""
         if self.cache is not None:
             pruned = self.before.pruned if self.before else 0
             if self.last_visual is not None:
                 pruned = self.seen + self.last_visual + 1
             dropped = (self.before.dropped if self.before else 0) + self.queries - self.slots[0]
-            caches.attach_state(self.cache, CacheState(dropped, self.key_masks, self.shift, pruned))
+            caches.attach_state(self.cache, CacheState(dropped, self.key_masks, self.shift, attached, pruned))
         return put_back(last_hidden_state, self.source, self.valid, self.queries)
 
     def hidden_states(self, states: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:

@@ -1,15 +1,16 @@
 """Join a model and a method: hooks in, hooks out."""
 
 import contextlib
+import threading
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from . import caches
-from .hooks import before_forward, untraced
+from .hooks import PerThread, before_forward, untraced
 from .injection import Injection
 from .layout import Prompt, group_images, group_samples, read_prompt
 from .masks import mask_kind
@@ -24,12 +25,12 @@ if TYPE_CHECKING:
 
 BUDGET_PER = ("sample", "image")
 _PRUNED: "weakref.WeakSet[nn.Module]" = weakref.WeakSet()
+_ATTACHING = threading.Lock()
 
 
-@contextlib.contextmanager
 def prune(
     model: nn.Module, method: Method, *, cuda_graph: bool = False, budget_per: str = "sample"
-) -> Iterator[Report]:
+) -> contextlib.AbstractContextManager[Report]:
     """Prune visual tokens in every forward of `model` within the block; the model is as before when it ends.
 
     Outputs keep the prompt's coordinates: logits and every one of `hidden_states` are as long as the input, 0 where a
@@ -40,17 +41,40 @@ def prune(
     `cuda_graph=True` replays prefills from CUDA graphs, `budget_per="image"` gives every image of a prompt a budget of
     its own, see `attach`.
 
-    Yields the report of the latest prefill with visual tokens. Raises as `attach` does.
+    Gives the report of the latest prefill with visual tokens. Entering raises as `attach` does, and may be repeated,
+    but not while the model is being pruned.
     """
-    handle = attach(model, method, cuda_graph=cuda_graph, budget_per=budget_per)
-    try:
-        yield handle.report
-    finally:
-        handle.remove()
+    return _Pruning(lambda: attach(model, method, cuda_graph=cuda_graph, budget_per=budget_per))
+
+
+class _Pruning(contextlib.AbstractContextManager[Report], contextlib.ContextDecorator):
+    """Attaches on entry, removes on exit."""
+
+    def __init__(self, begin: "Callable[[], Handle]") -> None:
+        self._begin = begin
+        self._handle: Handle | None = None
+
+    def __enter__(self) -> Report:
+        self._handle = handle = self._begin()  # raises where this one is entered already, and leaves that
+        return handle.report
+
+    def __exit__(self, *_: Any) -> None:
+        handle, self._handle = self._handle, None
+        assert handle is not None
+        try:
+            handle.remove()
+        except BaseException:  # interrupted: finish before going on
+            handle.remove()
+            raise
 
 
 def attach(model: nn.Module, method: Method, *, cuda_graph: bool = False, budget_per: str = "sample") -> "Handle":
     """Prune visual tokens in every forward of `model` until `handle.remove()`.
+
+    An exception in a forward, an interrupt included, leaves the handle attached and ready for the next forward. Threads
+    may run the model at the same time; the report is then of the prefill that ended last. Meanwhile the model can be
+    neither copied nor pickled (TypeError), as its copy would share the hooks; its `state_dict` is as ever. A cache that
+    was filled under pruning can be continued only under pruning (RuntimeError).
 
     Args:
         cuda_graph: run the decoder of a prefill with visual tokens as one CUDA graph instead of launching its kernels
@@ -96,6 +120,13 @@ def attach(model: nn.Module, method: Method, *, cuda_graph: bool = False, budget
     return Handle(model, method, backend, budget_per)
 
 
+class _Forward(threading.local):
+    """What a thread's forward in progress has come to."""
+
+    prompt: "Prompt | None" = None
+    run: "Run | None" = None
+
+
 class Handle:
     """A model under pruning. `backend` captures and replays prefills; None: they run eagerly."""
 
@@ -106,42 +137,43 @@ class Handle:
 
         self.adapter = adapter_for(model)
         self.method, self.budget_per = method, budget_per
-        if self.adapter.owner in _PRUNED:
-            raise ValueError("model: expected one that is not being pruned, got one with a method attached")
         mask_kind(self.adapter.decoder.config._attn_implementation)
         self.program = self.adapter.fit(method.program(self.adapter.shape.num_layers))
         self.report = Report(
             notes=list(self.program.notes), decoder=self.adapter.shape, positions=self.program.positions
         )
-        self._tokens: list[VisualTokens] = []  # of the forward in progress
-        self._prompt: Prompt | None = None
-        self._run: Run | None = None
-        self._stages_to = self.report
+        self._tokens: PerThread[VisualTokens] = PerThread()  # of the forward in progress
+        self._now = _Forward()
+        self._attached = caches.Attached()
         self._graphs: PrefillGraphs | None = None
         self._hooks: list[Removable] = []
-        try:
-            self._install()
-            if backend is not None:
-                from . import graph
+        with _ATTACHING:
+            if self.adapter.owner in _PRUNED:
+                raise ValueError("model: expected one that is not being pruned, got one with a method attached")
+            try:
+                self._install()
+                if backend is not None:
+                    from . import graph
 
-                self._graphs = graph.PrefillGraphs(self.adapter, self.program, backend, self._standing_in)
-                self._graphs.install(lambda: self._run, self.report)
-        except BaseException:
-            self.remove()
-            raise
-        _PRUNED.add(self.adapter.owner)
+                    self._graphs = graph.PrefillGraphs(self.adapter, self.program, backend, self._standing_in)
+                    self._graphs.install(lambda: self._now.run, self.report)
+                _PRUNED.add(self.adapter.owner)
+            except BaseException:
+                self.remove()
+                raise
 
     def remove(self) -> None:
-        """Take all hooks out. The report stays; calling it again does nothing."""
-        if self._hooks:
-            _PRUNED.discard(self.adapter.owner)
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks.clear()
-        self._forget()
+        """Take all hooks out. The report stays; calling it again does nothing, or finishes what was interrupted."""
+        self._attached.on = False
         if self._graphs is not None:
             self._graphs.close()
             self._graphs = None
+        while self._hooks:  # the last one in is the first one out
+            self._hooks[-1].remove()
+            if len(self._hooks) == 1:
+                _PRUNED.discard(self.adapter.owner)
+            self._hooks.pop()
+        self._forget()
 
     def _install(self) -> None:
         owner, decoder, add = self.adapter.owner, self.adapter.decoder, self._hooks.append
@@ -159,13 +191,13 @@ class Handle:
             add(before_forward(layer, before_layer))
 
     def _end_run(self) -> None:
-        if self._run is not None:
-            self._run.abandon()
-        self._run = None
+        run, self._now.run = self._now.run, None
+        if run is not None:
+            run.abandon()
 
     def _forget(self) -> None:
         self._end_run()
-        self._prompt = None
+        self._now.prompt = None
         self._tokens.clear()
 
     # -- the model that merges images and text -----------------------------------------------------------------------
@@ -193,7 +225,7 @@ class Handle:
                 raise ValueError(f"input_ids: expected visual tokens exactly where images are given, got {found}")
             if self.budget_per == "sample":  # the images' sizes are not known yet
                 self._check_counts(prompt.counts)
-            self._prompt = prompt
+            self._now.prompt = prompt
         self._tokens.extend(encoded)
 
     def _check_counts(self, totals: Iterable[int]) -> None:
@@ -213,46 +245,43 @@ class Handle:
 
         self._end_run()
         cache, embeds = caches.given(kwargs), kwargs.get("inputs_embeds")
-        state = caches.state_of(cache)
-        if embeds is None or (state is None and (not self._tokens or self._prompt is None)):
+        state, prompt, tokens = caches.state_of(cache), self._now.prompt, list(self._tokens)
+        if embeds is None or (state is None and (not tokens or prompt is None)):
             return None
         if module.training and getattr(module, "gradient_checkpointing", False) and _hooks_run_again():
             raise NotImplementedError(
                 "gradient checkpointing: expected transformers 5 or newer, whose backward does not repeat the hooks"
             )
         groups, per_image = [], None
-        if self._tokens and self._prompt is not None:
-            layout = self._prompt, self._tokens, embeds.device
+        if tokens and prompt is not None:
+            layout = prompt, tokens, embeds.device
             groups = group_samples(*layout, self.budget_per)
             if any(len(group.images) > 1 for group in groups):
                 per_image = PerImage(groups, group_images(*layout, groups))
             self._check_counts(total for group in groups for total in group.images)
         mask, position_ids = kwargs.get("attention_mask"), self.adapter.text_positions(kwargs.get("position_ids"))
-        self._run = run = Run(
-            self.adapter, self.program, embeds, cache, mask, position_ids, self._prompt, groups, list(self._tokens),
-            per_image,
-        )  # fmt: skip
+        if state is not None:
+            state.attached = self._attached
+        self._now.run = run = Run(
+            self.adapter, self.program, embeds, cache, mask, position_ids, prompt, groups, tokens, per_image
+        )
         if groups:
-            assert self._prompt is not None
+            assert prompt is not None
             features, kwargs = self.adapter.take_injections(kwargs)
             if features:
-                run.injection = Injection(features, self._prompt.visual, embeds.device)
+                run.injection = Injection(features, prompt.visual, embeds.device)
             run.peak_watch = PeakWatch(embeds.device)
             run.first = [] if kwargs.get("output_hidden_states") else None
-            report = self.report
-            report.stages = []
-            report.visual_tokens = self._prompt.counts
-            report.text_tokens = [n - v for n, v in zip(self._prompt.lengths, self._prompt.counts, strict=True)]
         if run.shift is not None:
             kwargs = {**kwargs, "position_ids": run.position_ids}
         return args, kwargs
 
     def _before_layer(self, index: int, module: nn.Module, args: Any, kwargs: Any) -> Any:
-        run = self._run
+        run = self._now.run
         if run is None:
             return None
         hidden = args[0] if args else kwargs["hidden_states"]
-        changed = run.layer_input(index, module, hidden, kwargs, self._stages_to)
+        changed = run.layer_input(index, module, hidden, kwargs)
         if changed is None:
             return None
         hidden, kwargs = changed
@@ -261,27 +290,30 @@ class Handle:
         return args, {**kwargs, "hidden_states": hidden}
 
     @contextlib.contextmanager
-    def _standing_in(self, run: "Run", report: Report) -> Iterator[None]:
-        """Within the decoder's forward: its layers prune for another run, and report elsewhere."""
-        outer, self._run, self._stages_to = self._run, run, report
+    def _standing_in(self, run: "Run") -> Iterator[None]:
+        """Within the decoder's forward: its layers prune for another run."""
+        outer, self._now.run = self._now.run, run
         try:
             yield
         finally:
             run.abandon()
-            self._run, self._stages_to = outer, self.report
+            self._now.run = outer
 
     def _after_decoder(self, module: nn.Module, args: Any, output: Any) -> Any:
-        run, self._run = self._run, None
+        run, self._now.run = self._now.run, None
         if run is None:
             return None
         if run.groups:
+            assert run.prompt is not None
+            lengths, counts = run.prompt.lengths, run.prompt.counts
+            self.report.take(run.stages, counts, [n - v for n, v in zip(lengths, counts, strict=True)])
             itemsize = torch.empty((), dtype=output[0].dtype).element_size()
             self.report.take_memory(
                 *run.footprints(itemsize), None if run.peak_watch is None else run.peak_watch.stop()
             )
         if not run.dirty:
             return None
-        hidden = run.finish(output[0])
+        hidden = run.finish(output[0], self._attached)
         if isinstance(output, tuple):
             return (hidden, *output[1:])
         output["last_hidden_state"] = hidden

@@ -125,7 +125,7 @@ def test_a_capture_that_fails_leaves_the_model_usable(
             assert "capture failed with HostRead" in handle.report.notes[-1]
             model(input_ids=torch.tensor([[11]]), past_key_values=output.past_key_values)
     assert recorder.events.count("capture") == 1  # it is not tried again
-    assert handle._run is None
+    assert handle._now.run is None
 
 
 def test_an_error_of_the_method_is_raised_as_ever(llava: Any, graphs: Any, recorder: Recorder) -> None:
@@ -142,7 +142,7 @@ def test_an_error_of_the_method_is_raised_as_ever(llava: Any, graphs: Any, recor
     with torch.no_grad():
         with pytest.raises(KeyError, match="broken"):
             model(**inputs, use_cache=True)
-        assert handle._run is None and recorder.graphs == []
+        assert handle._now.run is None and recorder.graphs == []
         method.broken = False
         model(**inputs, use_cache=True)
     assert len(handle.report.stages) == 3

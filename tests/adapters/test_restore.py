@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from families import Family
+from fault_injection import snapshot
 from tiny_llava import batch, prompt
 from torch import Tensor
 
@@ -14,20 +15,6 @@ from vitcop import ViTCoP
 from vitcop.methods import Context
 
 pytestmark = pytest.mark.family("llava")
-
-
-def snapshot(model: Any) -> dict[str, Any]:
-    """Every module's own attributes, containers by their content, and its hooks by identity and order."""
-    found: dict[str, Any] = {}
-    for name, module in model.named_modules():
-        for key, value in vars(module).items():
-            if key == "rope_deltas":  # made anew by each prefill
-                continue
-            if isinstance(value, dict):
-                found[f"{name}.{key}"] = [(k, id(v)) for k, v in value.items()]
-            else:
-                found[f"{name}.{key}"] = id(value)
-    return found
 
 
 class Breakable(ViTCoP):

@@ -2,7 +2,7 @@
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, MutableSequence, Sequence
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -145,9 +145,9 @@ class Adapter(ABC):
         return [], kwargs
 
     @abstractmethod
-    def watch(self, tower_outputs: list[VisualTokens]) -> Iterable[Removable]:
+    def watch(self, tower_outputs: MutableSequence[VisualTokens]) -> Iterable[Removable]:
         """Hook the vision side: each run of the tower appends its tokens to `tower_outputs`, and leaves them in its
-        output under the key `VISION`."""
+        output under the key `VISION`. Hooks are `untraced`, and what they keep from call to call is `PerThread`."""
 
     def given(self, arguments: dict[str, Any]) -> tuple[bool, list[VisualTokens]]:
         """Whether a forward comes with visual features, and those that were encoded before it."""

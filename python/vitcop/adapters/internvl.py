@@ -1,7 +1,7 @@
 """InternVL: an image is one or more tiles, each one run of InternViT, four of whose patches make a token."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, MutableSequence, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 import vitcop_kernels as ops
+from vitcop.hooks import NamesPerThread, untraced
 from vitcop.layout import grid_positions
 
 from .base import VISION, Adapter, VisualTokens, feature_layer
@@ -85,8 +86,8 @@ class InternVLAdapter(Adapter):
         projected: Tensor = self.owner.multi_modal_projector(states)
         return projected
 
-    def watch(self, tower_outputs: list[VisualTokens]) -> Iterable[RemovableHandle]:
-        seen: dict[str, Tensor] = {}
+    def watch(self, tower_outputs: MutableSequence[VisualTokens]) -> Iterable[RemovableHandle]:
+        seen: NamesPerThread[Tensor] = NamesPerThread()
         attention = self.layer.attention
 
         def keep_query(module: nn.Module, args: Any, output: Tensor) -> None:
@@ -116,7 +117,7 @@ class InternVLAdapter(Adapter):
             if isinstance(output, dict):
                 output[VISION] = tokens
 
-        yield attention.q_norm.register_forward_hook(keep_query)
-        yield attention.k_norm.register_forward_hook(keep_keys)
-        yield self.layer.register_forward_hook(keep_output)
-        yield self.owner.vision_tower.register_forward_hook(after_tower)
+        yield attention.q_norm.register_forward_hook(untraced(keep_query))
+        yield attention.k_norm.register_forward_hook(untraced(keep_keys))
+        yield self.layer.register_forward_hook(untraced(keep_output))
+        yield self.owner.vision_tower.register_forward_hook(untraced(after_tower))

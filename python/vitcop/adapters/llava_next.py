@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, MutableSequence, Sequence
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ class LlavaNextAdapter(TowerAdapter):
     images hardly pruned) cluster among themselves, and merge with no patch.
     """
 
-    def watch(self, tower_outputs: list[VisualTokens]) -> Iterable[Removable]:
+    def watch(self, tower_outputs: MutableSequence[VisualTokens]) -> Iterable[Removable]:
         def pack_image_features(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             call = inspect.signature(original).bind(*args, **kwargs)
             tokens: Any = tower_outputs[-1]

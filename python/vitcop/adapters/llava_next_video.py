@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, MutableSequence
 from typing import Any
 
 import torch
@@ -36,7 +36,7 @@ class LlavaNextVideoAdapter(LlavaNextAdapter):
         pooled: Tensor = self.owner.vision_resampler(x)
         return pooled
 
-    def watch(self, tower_outputs: list[VisualTokens]) -> Iterable[Removable]:
+    def watch(self, tower_outputs: MutableSequence[VisualTokens]) -> Iterable[Removable]:
         def get_video_features(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             result = original(*args, **kwargs)
             call = inspect.signature(original).bind(*args, **kwargs)

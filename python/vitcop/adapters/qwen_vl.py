@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, MutableSequence, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 import vitcop_kernels as ops
+from vitcop.hooks import NamesPerThread, PerThread, untraced
 from vitcop.layout import grid_positions
 from vitcop.methods.base import Program
 
@@ -78,7 +79,7 @@ class QwenVLAdapter(Adapter):
 
     def __init__(self, owner: Any) -> None:
         super().__init__(owner)
-        self._kinds: list[str] = []  # of the tower's runs to come in this forward
+        self._kinds: PerThread[str] = PerThread()  # of the tower's runs to come in this forward
 
     @property
     def block(self) -> Any:
@@ -112,8 +113,8 @@ class QwenVLAdapter(Adapter):
             run.kind = kind
         return visual, tokens
 
-    def watch(self, tower_outputs: list[VisualTokens]) -> Iterable[RemovableHandle]:
-        seen: dict[str, Any] = {}
+    def watch(self, tower_outputs: MutableSequence[VisualTokens]) -> Iterable[RemovableHandle]:
+        seen: NamesPerThread[Any] = NamesPerThread()
         attention = self.block.attn
         rotate = sys.modules[type(attention).__module__].apply_rotary_pos_emb_vision
         merge = self.owner.visual.spatial_merge_size
@@ -137,6 +138,6 @@ class QwenVLAdapter(Adapter):
             if isinstance(output, dict):
                 output[VISION] = tokens
 
-        yield attention.register_forward_pre_hook(before_attention, with_kwargs=True)
-        yield attention.qkv.register_forward_hook(keep_qkv)
-        yield self.owner.visual.register_forward_hook(after_tower, with_kwargs=True)
+        yield attention.register_forward_pre_hook(untraced(before_attention), with_kwargs=True)
+        yield attention.qkv.register_forward_hook(untraced(keep_qkv))
+        yield self.owner.visual.register_forward_hook(untraced(after_tower), with_kwargs=True)

@@ -1,7 +1,7 @@
 """A vision tower in the manner of CLIP or SigLIP: tiles in, patches out, and what one of its layers says about them."""
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, MutableSequence, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import vitcop_kernels as ops
+from vitcop.hooks import NamesPerThread, untraced
 from vitcop.layout import grid_positions
 
 from .base import VISION, Adapter, Removable, VisualTokens, feature_layer, tower_layers
@@ -119,8 +120,8 @@ class TowerAdapter(Adapter):
         projected: Tensor = self.owner.multi_modal_projector(states)
         return projected
 
-    def watch(self, tower_outputs: list[VisualTokens]) -> Iterable[Removable]:
-        seen: dict[str, Tensor] = {}
+    def watch(self, tower_outputs: MutableSequence[VisualTokens]) -> Iterable[Removable]:
+        seen: NamesPerThread[Tensor] = NamesPerThread()
         one_layer = isinstance(self.config.vision_feature_layer, int)
 
         def keep_query(module: nn.Module, args: Any, output: Tensor) -> None:
@@ -149,24 +150,35 @@ class TowerAdapter(Adapter):
             if isinstance(output, dict):
                 output[VISION] = tokens
 
-        yield self.attention.q_proj.register_forward_hook(keep_query)
-        yield self.attention.k_proj.register_forward_hook(keep_keys)
+        yield self.attention.q_proj.register_forward_hook(untraced(keep_query))
+        yield self.attention.k_proj.register_forward_hook(untraced(keep_keys))
         if one_layer:
-            yield self.layer.register_forward_hook(keep_output)
-        yield self.owner.vision_tower.register_forward_hook(after_tower)
+            yield self.layer.register_forward_hook(untraced(keep_output))
+        yield self.owner.vision_tower.register_forward_hook(untraced(after_tower))
 
 
 class Replacement:
-    """A method of one instance called through `wrapper(original, *args, **kwargs)`, until `remove()`."""
+    """A method of one instance called through `wrapper(original, *args, **kwargs)`, until `remove()`.
+
+    Who has replaced it again since keeps what he put there, and the original behind it.
+    """
 
     def __init__(self, instance: Any, name: str, wrapper: Callable[..., Any]) -> None:
         self._attributes, self._name = vars(instance), name
         self._before = self._attributes.get(name)  # not the class's own
         original = getattr(instance, name)
         # generate() reads the signature to know what to pass on.
-        self._attributes[name] = functools.wraps(original)(functools.partial(wrapper, original))
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            return wrapper(original, *args, **kwargs) if self._active else original(*args, **kwargs)
+
+        self._active = True
+        self._attributes[name] = self._replacement = functools.wraps(original)(untraced(call))
 
     def remove(self) -> None:
+        self._active = False
+        if self._attributes.get(self._name) is not self._replacement:
+            return
         if self._before is None:
             self._attributes.pop(self._name, None)
         else:
