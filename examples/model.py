@@ -6,20 +6,20 @@ python examples/model.py llava-hf/llava-1.5-7b-hf cat.jpg   a real one
 
 import sys
 
-from PIL import Image
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 import vitcop
 from vitcop.compare import PHOTOGRAPH_PROMPT, TINY_PICTURE, TINY_PROMPT
+from vitcop.images import open_image
 from vitcop.loading import TINY
 
 
 def main() -> None:
     name, picture = sys.argv[1:] or (TINY, TINY_PICTURE)
     question = TINY_PROMPT if name == TINY else PHOTOGRAPH_PROMPT
-    model = LlavaForConditionalGeneration.from_pretrained(name, dtype="auto", device_map="auto")
-    processor = AutoProcessor.from_pretrained(name)
-    image = Image.open(picture).convert("RGB")
+    model = LlavaForConditionalGeneration.from_pretrained(name, dtype="auto", device_map="auto", use_safetensors=True)
+    processor = AutoProcessor.from_pretrained(name, trust_remote_code=False)
+    image = open_image(picture)
 
     content = [{"type": "image"}, {"type": "text", "text": question}]
     text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)

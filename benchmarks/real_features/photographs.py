@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vitcop.images import open_image
+
 SIDE = 336  # pixels: 24 x 24 patches of 14, as many tokens as LLaVA-1.5 has
 PHOTOGRAPHS = (
     "astronaut.png", "camera.png", "chelsea.png", "china.jpg", "coffee.png", "coins.png", "flower.jpg",
@@ -34,8 +36,7 @@ def load(name: str, side: int = SIDE) -> Tensor:
     from PIL import Image
 
     path = next(folder / name for folder in _folders() if (folder / name).exists())
-    with Image.open(path) as file:
-        picture = file.convert("RGB")
+    picture = open_image(path)
     width, height = picture.size
     short = min(width, height)
     left, top = (width - short) // 2, (height - short) // 2

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 import vitcop_kernels as ops
+from vitcop.images import open_image
 from vitcop.visualize import TABLEAU, Grid
 
 from .measure import D_C, PRESETS, TAU, Tokens, cluster, kept, saliency_of, tokens_of
@@ -55,9 +56,8 @@ def save(path: Path, model: VisionTransformer) -> None:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     plt.close(figure)
-    with Image.open(buffer) as file:  # a palette takes half of the bytes
-        image = file.convert("RGB")
-        image.quantize(palette=image.quantize(256), dither=Image.Dither.FLOYDSTEINBERG).save(path, optimize=True)
+    image = open_image(buffer)  # a palette takes half of the bytes
+    image.quantize(palette=image.quantize(256), dither=Image.Dither.FLOYDSTEINBERG).save(path, optimize=True)
     if path.stat().st_size > LIMIT:
         raise SystemExit(f"{path}: {path.stat().st_size} bytes, more than {LIMIT}")
 

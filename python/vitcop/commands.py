@@ -248,9 +248,9 @@ def _run(
 ) -> None:  # fmt: skip
     import vitcop_kernels
 
-    from .compare import UserError, as_json, compare, encode, open_image, seen_photo
+    from .compare import UserError, as_json, compare, encode, open_photograph, seen_photo
 
-    photograph = open_image(image)
+    photograph = open_photograph(image)
     method = _method(name, retain, retention, semantics)
     _make_folder(out)
 

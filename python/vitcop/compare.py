@@ -4,7 +4,6 @@ import json
 import re
 import statistics
 import time
-import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,9 +19,7 @@ PHOTOGRAPH = Path(__file__).parent / "assets" / "coffee.jpg"
 PHOTOGRAPH_PROMPT = "What is on the table?"
 TINY_PICTURE = Path(__file__).parent / "assets" / "shapes.png"
 TINY_PROMPT = "What is above the white ring?"
-MAX_PIXELS = 100_000_000
 MAX_ELONGATION = 50  # the processor scales the short side to 336 px, and the long one with it
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 
 
 class UserError(Exception):
@@ -79,35 +76,18 @@ class Comparison:
         return self.report.flops
 
 
-def open_image(path: str | Path) -> Any:
+def open_photograph(path: str | Path) -> Any:
     """A photograph as a PIL image in RGB, turned upright. Raises UserError for anything else."""
-    from PIL import Image, ImageOps
+    from .images import ImageError, open_image
 
-    path = Path(path).expanduser()
-    if not path.is_file():
-        raise UserError(f"--image: {path} is {'a folder' if path.is_dir() else 'no file'}")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(path, formats=FORMATS)
-        width, height = image.size
-        if width * height > MAX_PIXELS:
-            raise UserError(
-                f"--image: {path} has {width} x {height} pixels, more than the {MAX_PIXELS // 10**6} million allowed"
-            )
-        if max(width, height) > MAX_ELONGATION * min(width, height):
-            raise UserError(f"--image: {path} is {width} x {height} pixels, too elongated for a square input")
-        return ImageOps.exif_transpose(image).convert("RGB")
-    except UserError:
-        raise
-    except Image.DecompressionBombError:
-        raise UserError(f"--image: {path} has more than the {MAX_PIXELS // 10**6} million pixels allowed") from None
-    except PermissionError:
-        raise UserError(f"--image: {path} may not be read (permission denied)") from None
-    except Image.UnidentifiedImageError:
-        raise UserError(f"--image: {path} is not a picture of a known format ({', '.join(FORMATS)})") from None
-    except Exception as error:  # damaged files raise whatever their decoder stumbles over
-        raise UserError(f"--image: {path} cannot be decoded ({first_sentence(error)})") from None
+        image = open_image(path)
+    except ImageError as error:
+        raise UserError(f"--image: {error}") from None
+    width, height = image.size
+    if max(width, height) > MAX_ELONGATION * min(width, height):
+        raise UserError(f"--image: {path} is {width} x {height} pixels, too elongated for a square input")
+    return image
 
 
 def encode(loaded: Loaded, image: Any, prompt: str) -> dict[str, Any]:

@@ -40,8 +40,8 @@ def fails(tmp_path, monkeypatch):
         ("empty.png", "--image: empty.png is not a picture of a known format (JPEG, PNG, WEBP, BMP, GIF, TIFF, PPM)"),
         ("vector.eps", "--image: vector.eps is not a picture of a known format (JPEG, PNG, WEBP, BMP, GIF, TIFF, PPM)"),
         ("long.png", "--image: long.png is 1 x 3000 pixels, too elongated for a square input"),
-        ("large.png", "--image: large.png has 12000 x 9000 pixels, more than the 100 million allowed"),
-        ("bomb.png", "--image: bomb.png has more than the 100 million pixels allowed"),
+        ("large.png", "--image: large.png has 12000 x 9000 pixels, more than the 80 million allowed"),
+        ("bomb.png", "--image: bomb.png has more than the 80 million pixels allowed"),
     ],
 )
 def test_image_that_cannot_be_used(fails, tmp_path, name, sentence):

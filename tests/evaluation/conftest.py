@@ -20,7 +20,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def pictures() -> list[Any]:
     """The shipped photograph, and parts of it."""
-    from vitcop.compare import PHOTOGRAPH, open_image
+    from vitcop.compare import PHOTOGRAPH
+    from vitcop.images import open_image
 
     photograph = open_image(PHOTOGRAPH)
     width, height = photograph.size
