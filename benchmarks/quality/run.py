@@ -32,8 +32,11 @@ class Study:
 
         self.split, self.batch_size, self.folder = split, batch_size, folder or split
         self.images, self.items = ask(split, pictures)
-        model = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.float32, use_safetensors=True)
-        self.answerer = Answerer(model.eval(), AutoProcessor.from_pretrained(checkpoint), None)
+        model = AutoModelForImageTextToText.from_pretrained(
+            checkpoint, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+        )
+        processor = AutoProcessor.from_pretrained(checkpoint, trust_remote_code=False)
+        self.answerer = Answerer(model.eval(), processor, None)
         pixels = self.answerer.processor.image_processor(images=self.images, return_tensors="pt")["pixel_values"]
         self.prefix = TowerPrefix(model, pixels)
         self.sha256 = hashlib.sha256((checkpoint / "model.safetensors").read_bytes()).hexdigest()

@@ -1,5 +1,6 @@
 """Models for `vitcop run`: the two that come with vitcop, a local folder, or a checkpoint of the Hugging Face hub."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,8 @@ def load_tiny(device: torch.device, dtype: str | None) -> Loaded:
 
     kind = DTYPES[dtype or "float32"]
     model: Any = LlavaForConditionalGeneration.from_pretrained(TINY, dtype=kind, use_safetensors=True)
-    return Loaded(model.to(device).eval(), AutoProcessor.from_pretrained(TINY), TINY_NAME, random_weights=False)
+    processor = AutoProcessor.from_pretrained(TINY, trust_remote_code=False)
+    return Loaded(model.to(device).eval(), processor, TINY_NAME, random_weights=False)
 
 
 def load_checkpoint(name: str, device: torch.device, dtype: str | None) -> Loaded:
@@ -58,6 +60,7 @@ def load_checkpoint(name: str, device: torch.device, dtype: str | None) -> Loade
     entries, _ = _read(lambda: PretrainedConfig.get_config_dict(source), shown)
     _check_type(entries.get("model_type"), shown)
     config = _read(lambda: AutoConfig.from_pretrained(source, trust_remote_code=False), shown)
+    _check_files(source, shown)
     wanted = DTYPES[dtype] if dtype else _default_dtype(config, device)
     processor = _read(lambda: AutoProcessor.from_pretrained(source, trust_remote_code=False), shown)
     model = _read(
@@ -93,6 +96,25 @@ def _check_type(model_type: str | None, shown: str) -> None:
     if model_type not in ADAPTERS:
         known = ", ".join(sorted(ADAPTERS))
         raise UserError(f"--model: {shown} is a {model_type!r} model, which has no adapter (there are: {known})")
+
+
+def _check_files(source: str, shown: str) -> None:
+    """Refuse what transformers would read although it was told to read safetensors."""
+    from transformers.utils import cached_file
+
+    errors = ("_raise_exceptions_for_missing_entries", "_raise_exceptions_for_connection_errors")
+
+    def found(name: str) -> Path | None:
+        path = _read(lambda: cached_file(source, name, **dict.fromkeys(errors, False)), shown)
+        return None if path is None else Path(path)
+
+    if found("adapter_config.json") is not None:
+        raise UserError(f"--model: {shown} has an adapter of PEFT beside its weights; merge it into them first")
+    index = found("model.safetensors.index.json")
+    if index is not None:
+        for name in set(_read(lambda: json.loads(index.read_text())["weight_map"].values(), shown)):
+            if Path(name).name != name or not name.endswith(".safetensors"):
+                raise UserError(f"--model: {shown} has its weights in {name}, expected safetensors beside their index")
 
 
 def _default_dtype(config: Any, device: torch.device) -> torch.dtype:
