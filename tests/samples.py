@@ -73,3 +73,5 @@ def samples(op: str, dtype: torch.dtype = torch.float32) -> Iterator[Call]:
             (r(16, 5), None, cu.long(), 12, 3.0, 0.5, 4, torch.tensor([1, 2, 3])),
             dict(semantics="released", density="knn"),
         )
+    else:
+        raise NotImplementedError(f"{op}: expected samples of every registered op")

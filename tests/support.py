@@ -10,10 +10,8 @@ from torch.utils._pytree import tree_map_only
 
 import vitcop_kernels
 
-OPS = (
-    "attention_saliency", "compact_sequence", "expand_plan", "key_norms", "key_proj", "key_proj_norms", "plan_tokens",
-    "segment_mean", "segment_mean_backward", "select_tokens", "vic_cluster", "vic_cluster_varlen",
-)  # fmt: skip
+REGISTERED = torch._C._dispatch_get_all_op_names()
+OPS = tuple(sorted(name.removeprefix("vitcop::") for name in REGISTERED if name.startswith("vitcop::")))
 NATIVE_OPS = {op for op in OPS if torch._C._dispatch_has_kernel_for_dispatch_key(f"vitcop::{op}", "CPU")}
 LOW_PRECISION = (torch.bfloat16, torch.float16)
 FLOATS = (torch.float32, *LOW_PRECISION, torch.float64)

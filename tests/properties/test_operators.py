@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch._dynamo.testing
 from samples import plan, samples
 from support import FLOATS, OPS, assert_same_bits, name_of, op_of, tensors
 from torch import Tensor
@@ -33,6 +32,18 @@ OPCHECKS = [
 ]
 
 
+def test_every_registered_op_is_tested_and_public() -> None:
+    """`OPS` is what torch has registered, so an op without samples, or without a function of its name, fails here."""
+    assert len(OPS) >= 12
+    assert set(vitcop_kernels.ops.__all__) - {"num_centers_for"} == set(OPS)
+    for op in OPS:
+        assert list(samples(op)), op
+        schemas = [str(op_of(namespace, op).default._schema) for namespace in ("vitcop", "vitcop_reference")]
+        assert schemas[0].split("::")[1] == schemas[1].split("::")[1]
+    with pytest.raises(NotImplementedError, match="expected samples of every registered op"):
+        next(samples("another"))
+
+
 @every_op
 @pytest.mark.parametrize(("namespace", "dtype"), OPCHECKS, ids=lambda x: x if isinstance(x, str) else name_of(x))
 def test_opcheck(op: str, namespace: str, dtype: torch.dtype) -> None:
@@ -48,47 +59,6 @@ def test_compiles_as_one_graph(op: str) -> None:
         torch._dynamo.reset()
         run = torch.compile(op_of("vitcop", op), fullgraph=True, backend="aot_eager")
         assert_same_bits(run(*args, **options), op_of("vitcop", op)(*args, **options))
-
-
-@pytest.mark.parametrize("op", [op for op in OPS if op != "vic_cluster_varlen"])
-def test_the_public_functions_compile_with_dynamic_shapes(op: str) -> None:
-    """One graph for all sizes: the second and third call must not compile again."""
-    torch._dynamo.reset()
-    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
-    public = getattr(vitcop_kernels, op)
-
-    def step(n: int) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        if op == "key_norms":
-            return (lambda k: public(k)), (torch.randn(2, 3, n, 4),)
-        if op in ("key_proj", "key_proj_norms"):
-            return (lambda h, w: public(h, w, num_heads=2)), (torch.randn(2, n, 6), torch.randn(8, 6))
-        if op == "attention_saliency":
-            return (lambda q, k: public(q, k)), (torch.randn(2, 4, 3, 8), torch.randn(2, 2, n, 8))
-        if op == "select_tokens":
-            return (lambda s: public(s, s.shape[-1] // 3)), (torch.randn(2, n),)
-        if op == "plan_tokens":
-            return (lambda c, s: public(c, s, 4, c.shape[-1] // 2)), (torch.randint(0, 4, (2, n)), torch.randn(2, n))
-        if op == "segment_mean":
-            return (lambda x, p, o: public(x, p, o)), (torch.randn(n, 5), *plan(n)[:2])
-        if op == "segment_mean_backward":
-            return (lambda g, p, o: public(g, p, o)), (torch.randn(max(1, 3 * n // 4), 5), *plan(n)[:2])
-        if op == "compact_sequence":
-            return (lambda x, i, *p: public(x, [i], *p)), (torch.randn(n, 5), torch.arange(n), *plan(n)[:3])
-        if op == "expand_plan":
-            return (lambda s, a: public(s, a, num_slots=2 * s.shape[0], out_len=s.shape[0] + a.shape[0])), (
-                torch.arange(n) + 2,
-                torch.arange(n // 3),
-            )
-        return (lambda x, p: public(x, p, 3.0, 0.5, x.shape[-2] // 4)), (torch.randn(2, n, 5), torch.rand(n, 2))
-
-    function = step(8)[0]
-    run = torch.compile(function, fullgraph=True, dynamic=True, backend=counter)
-    compiled = []
-    for n in (12, 20, 33):
-        args = step(n)[1]
-        assert_same_bits(run(*args), function(*args))
-        compiled.append(counter.frame_count)
-    assert compiled[0] == compiled[-1], "compiled again for another size"
 
 
 @pytest.mark.slow
@@ -112,6 +82,17 @@ def test_a_pruning_step_compiles_with_inductor() -> None:
 
 
 # --- gradients -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("namespace", ["vitcop", "vitcop_reference"])
+@pytest.mark.parametrize("op", DIFFERENTIABLE)
+def test_gradients_of_every_differentiable_op(op: str, namespace: str) -> None:
+    for (x, *rest), options in samples(op, torch.float64):
+
+        def first_output(x: Tensor, rest: Any = rest, options: Any = options) -> Tensor:
+            return next(t for t in tensors(op_of(namespace, op)(x, *rest, **options)) if t.requires_grad)
+
+        assert torch.autograd.gradcheck(first_output, x.requires_grad_())
 
 
 @pytest.mark.parametrize("merge", ["mean", "anchor_plus_mean"])
