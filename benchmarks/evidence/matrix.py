@@ -33,9 +33,12 @@ GROUPS: dict[tuple[str, str], list[tuple[str, str]]] = {
 """(Python, torch) -> pairs of transformers and Triton, the oldest and the newest that are supported among them."""
 
 SUITES = {
-    "ops": ["tests/properties/test_operators.py", "tests/properties/test_dynamic_shapes.py", "tests/ops/test_golden.py"],
+    "ops": [
+        "tests/properties/test_operators.py", "tests/properties/test_dynamic_shapes.py", "tests/ops/test_golden.py",
+    ],
     "adapters": [
-        "tests/adapters/test_generate.py", "tests/adapters/test_restore.py", "-k", "llava and not next and not onevision",
+        "tests/adapters/test_generate.py", "tests/adapters/test_restore.py", "-k",
+        "llava and not next and not onevision",
     ],
     "kernels": ["tests/kernels/test_select_tokens.py", "tests/kernels/test_key_norms.py"],
 }  # fmt: skip
@@ -207,7 +210,7 @@ def _cell(suite: dict[str, Any]) -> str:
 
 
 def main(
-    only: Annotated[str, typer.Option(help="Run only groups whose `python-torch` contains this.")] = "",
+    only: Annotated[str, typer.Option(help="Part of `python-torch-transformers-triton`: run these alone.")] = "",
     keep: Annotated[bool, typer.Option(help="Leave the environments in out/matrix.")] = False,
     reuse: Annotated[bool, typer.Option(help="Use those that were kept, with the Python sources of today.")] = False,
 ) -> None:
@@ -217,8 +220,9 @@ def main(
     rows = {tuple(row["asked"]): row for row in before}
     order = [(python, torch, *pair) for (python, torch), pairs in GROUPS.items() for pair in pairs]
     for (python, torch), pairs in GROUPS.items():
-        if only in f"{python}-{torch}":
-            rows |= {tuple(row["asked"]): row for row in measure(python, torch, pairs, keep, reuse)}
+        chosen = [pair for pair in pairs if only in "-".join((python, torch, *pair))]
+        if chosen:
+            rows |= {tuple(row["asked"]): row for row in measure(python, torch, chosen, keep, reuse)}
             record.keep("matrix", COMMAND, {"rows": [rows[cell] for cell in order if cell in rows]})
 
 
