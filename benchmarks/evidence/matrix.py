@@ -46,7 +46,10 @@ SUITES = {
 
 BUILD_TOOLS = ["numpy", "setuptools>=77", "cmake>=3.24", "ninja", "pybind11>=2.12"]
 TEST_TOOLS = ["pytest", "hypothesis", "pillow"]
+NUMPY = {"3.6.*": "numpy<2.5"}
+"""By Triton: its interpreter of 3.6 makes an int of an array with one element, which NumPy 2.5 refuses."""
 TIMEOUT = 1800
+COLUMNS = ("python", "torch", "transformers", "triton", "numpy", "native")
 
 
 @dataclass(frozen=True)
@@ -104,12 +107,13 @@ class Environment:
     def versions(self) -> dict[str, str]:
         """What is really installed, and whether the native kernels are there."""
         lines = [
-            "import platform, torch, transformers, triton, vitcop_kernels",
-            "native = 'no' if vitcop_kernels.native_error else 'yes'",
-            "print(platform.python_version(), torch.__version__, transformers.__version__, triton.__version__, native)",
+            "import platform, numpy, torch, transformers, triton, vitcop_kernels as kernels",
+            "modules = torch, transformers, triton, numpy",
+            "native = 'no' if kernels.native_error else 'yes'",
+            "print(platform.python_version(), *(module.__version__ for module in modules), native)",
         ]
         said = self.run("import", self.python, "-c", "\n".join(lines)).split()
-        return dict(zip(("python", "torch", "transformers", "triton", "native"), said, strict=True))
+        return dict(zip(COLUMNS, said, strict=True))
 
     def test(self, suite: str) -> dict[str, Any]:
         """Counts of a suite, and the names of what failed."""
@@ -166,7 +170,9 @@ def measure(python: str, torch: str, pairs: list[tuple[str, str]], keep: bool, r
             environment.build(base, torch)
         for row, (transformers, triton) in zip(rows, pairs, strict=True):
             try:
-                environment.pip("transformers", f"transformers=={transformers}", *TEST_TOOLS)
+                environment.pip(
+                    "transformers", f"transformers=={transformers}", *TEST_TOOLS, NUMPY.get(triton, "numpy")
+                )
                 # torch pins the Triton it was tested with; ours only needs the compiler's Python side.
                 environment.pip("triton", "--no-deps", "--upgrade", f"triton=={triton}")
                 row["versions"] = environment.versions()
@@ -190,14 +196,14 @@ def section(found: dict[str, Any]) -> str:
         "Each row is an environment of its own: vitcop built from source, then a selection of tests (every op through "
         "the dispatcher, opcheck, `torch.compile`, export; LLaVA generating; kernels in Triton's interpreter). No GPU.",
         "",
-        "| Python | torch | transformers | Triton | C++ kernels | ops | adapters | interpreter |",
-        "|---|---|---|---|---|---|---|---|",
+        "| Python | torch | transformers | Triton | NumPy | C++ kernels | ops | adapters | interpreter |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in found["rows"]:
         if "suites" not in row:
-            lines.append(f"| {' | '.join(row['asked'])} | could not be tested here: {row['problem']} | | | |")
+            lines.append(f"| {' | '.join(row['asked'])} | could not be tested here: {row['problem']} | | | | |")
             continue
-        versions = [row["versions"][name] for name in ("python", "torch", "transformers", "triton", "native")]
+        versions = [row["versions"][name] for name in COLUMNS]
         lines.append(f"| {' | '.join([*versions, *(_cell(row['suites'][suite]) for suite in SUITES)])} |")
     return "\n".join([*lines, "", record.origin(found), ""])
 
