@@ -6,13 +6,13 @@ with vitcop.prune(model, vitcop.ViTCoP(retain=64)) as report:
 
 from importlib.metadata import PackageNotFoundError, version
 
-from .methods import DivPrune, FastV, PyramidDrop, Random, SparseVLM, Uniform, VisionZip, ViTCoP
+from .methods import DivPrune, FastV, PyramidDrop, Random, SparseVLM, Uniform, VisionOnly, VisionZip, ViTCoP
 from .report import Report
 from .session import attach, prune
 
 __all__ = [
-    "DivPrune", "FastV", "PyramidDrop", "Random", "Report", "SparseVLM", "Uniform", "ViTCoP", "VisionZip",
-    "__version__", "attach", "prune",
+    "DivPrune", "FastV", "PyramidDrop", "Random", "Report", "SparseVLM", "Uniform", "ViTCoP", "VisionOnly",
+    "VisionZip", "__version__", "attach", "prune",
 ]  # fmt: skip
 
 try:

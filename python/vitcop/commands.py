@@ -36,6 +36,7 @@ class Name(StrEnum):
     sparsevlm = "sparsevlm"
     visionzip = "visionzip"
     divprune = "divprune"
+    vision_only = "vision_only"
     random = "random"
     uniform = "uniform"
 

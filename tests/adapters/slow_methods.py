@@ -3,13 +3,14 @@
 As slow_llava.py, whose decoder is used: only weights are taken from the model.
 """
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from slow_llava import Token, Turn, embed, project, rms_norm, run_layer
+from slow_llava import REFERENCE, Token, Turn, embed, project, rms_norm, run_layer
 from torch import Tensor
 
 
@@ -222,6 +223,41 @@ def divprune(count: int) -> list[Choice]:
         return Outcome([visual[i] for i in sorted(chosen)])
 
     return [spread]
+
+
+def vision_only(method: Any) -> list[Choice]:
+    def halved(state: State) -> Outcome:
+        visual = state.visual
+        (budget,) = method.program(1).counts(len(visual))
+        if budget >= len(visual):
+            return Outcome(visual)
+        left = min(len(visual), max(int(method.stage1_ratio * len(visual)), 2 * budget))
+        clusters = max(1, round(method.merged_share * budget))
+        received = [-math.inf if math.isnan(t.saliency) else t.saliency for t in visual]  # line breaks go first
+        visual = best(visual, received, left)
+
+        labels: list[int] = []
+        for image in sorted({t.image for t in visual}):
+            members = [t for t in visual if t.image == image]
+            features = torch.stack([t.feature for t in members])
+            places = torch.tensor([t.place for t in members], dtype=torch.float32)
+            centers = max(1, len(members) * clusters // left)
+            found = REFERENCE.vic_cluster(features, places, method.d_c, method.tau, centers)[0].tolist()
+            labels += [label + len(labels) for label in found]
+        ordered = sorted(visual, key=lambda t: t.image)
+        label_of = {id(t): label for t, label in zip(ordered, labels, strict=True)}
+
+        plan = REFERENCE.plan_tokens(
+            torch.tensor([label_of[id(t)] for t in visual]), torch.tensor([-t.saliency for t in visual]), left, budget
+        )
+        perm, offsets, anchors, _ = (p.tolist() for p in plan)
+        bounds = itertools.pairwise(offsets)
+        means = [torch.stack([visual[i].hidden for i in perm[a:b]]).double().mean(0) for a, b in bounds]
+        for anchor, mean in zip(anchors, means, strict=True):
+            visual[anchor].hidden = mean.to(visual[anchor].hidden.dtype)
+        return Outcome([visual[a] for a in anchors])
+
+    return [halved]
 
 
 def listed(*places: list[int]) -> list[Choice]:

@@ -7,6 +7,7 @@ from .pyramiddrop import PyramidDrop
 from .random import Random
 from .sparsevlm import SparseVLM
 from .uniform import Uniform
+from .vision_only import VisionOnly
 from .visionzip import VisionZip
 from .vitcop import ViTCoP
 
@@ -17,6 +18,7 @@ METHODS: dict[str, type[Method]] = {
     "sparsevlm": SparseVLM,
     "visionzip": VisionZip,
     "divprune": DivPrune,
+    "vision_only": VisionOnly,
     "random": Random,
     "uniform": Uniform,
 }
@@ -24,5 +26,5 @@ METHODS: dict[str, type[Method]] = {
 
 __all__ = [
     "METHODS", "Context", "DivPrune", "FastV", "Method", "Plan", "Program", "PyramidDrop", "Random", "SparseVLM",
-    "Stage", "Uniform", "ViTCoP", "VisionZip",
+    "Stage", "Uniform", "ViTCoP", "VisionOnly", "VisionZip",
 ]  # fmt: skip

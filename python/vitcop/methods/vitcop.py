@@ -5,13 +5,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 import vitcop_kernels as ops
 from vitcop import budget
 
 from .base import Context, Method, Plan, Positions, Program, Stage
+from .clusters import cluster_segments
 
 
 class _DefaultLayer(int):
@@ -216,25 +216,15 @@ class ViTCoP(Method):
             result = ops.vic_cluster(features, ctx.positions, self.d_c, self.tau, centers, semantics=self.semantics)
             return result[0], centers, result[1]
 
-        # How many tokens of a segment Stage I kept is known to the device alone: shapes follow from the upper bound.
         longest = min(ctx.count, ctx.max_segment)
         centers = ops.num_centers_for(center_ratio, longest, semantics=self.semantics)
-        segment, positions, order = ctx.segment, ctx.positions, None
-        if not ctx.ordered:
-            segment, order = segment.sort(dim=1, stable=True)
-            features, positions = (x.gather(1, order[..., None].expand_as(x)) for x in (features, positions))
-        row = torch.arange(segment.shape[0], device=segment.device)[:, None] * ctx.num_segments
-        lengths = segment.new_zeros(segment.shape[0] * ctx.num_segments)
-        lengths.scatter_add_(0, (segment + row).flatten(), torch.ones_like(segment).flatten())
-        wanted = lengths.double() * center_ratio
-        wanted = wanted.floor() if self.semantics == "released" else wanted.ceil()
-        cu_seqlens = torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
-        result = ops.vic_cluster_varlen(
-            features.flatten(0, 1), positions.flatten(0, 1), cu_seqlens, longest, self.d_c, self.tau, centers,
-            semantics=self.semantics, center_counts=wanted.clamp(min=1).long(),
+
+        def wanted(lengths: Tensor) -> Tensor:
+            share = lengths.double() * center_ratio
+            return share.floor() if self.semantics == "released" else share.ceil()
+
+        labels = cluster_segments(
+            features, ctx.positions, ctx.segment, num_segments=ctx.num_segments, longest=longest, ordered=ctx.ordered,
+            centers=centers, wanted=wanted, d_c=self.d_c, tau=self.tau, semantics=self.semantics,
         )  # fmt: skip
-        labels = result[0].view_as(segment)
-        labels = torch.where(labels < 0, -1, labels + segment * centers)
-        if order is not None:
-            labels = torch.empty_like(labels).scatter_(1, order, labels)
         return labels, centers * ctx.num_segments, None
