@@ -1,0 +1,57 @@
+"""What caches know an image by: its tokens and the version of the choice are in the key, all the way from a request."""
+
+from typing import Any
+
+import pytest
+
+pytest.importorskip("vllm", reason="vLLM is another installation: make test-vllm")
+
+from engines import TINY, picture
+
+
+@pytest.fixture(scope="module")
+def hashes() -> Any:
+    """hashes(vitcop, tokens=None, uuid=None): keys of an image in an engine with that configuration."""
+    from vllm.config import ModelConfig
+    from vllm.multimodal import MULTIMODAL_REGISTRY
+    from vllm.multimodal.processing import ProcessorInputs, TimingContext
+    from vllm.plugins import load_general_plugins
+
+    load_general_plugins()  # as engines do before anything else
+
+    def of(vitcop: dict[str, Any] | None, tokens: int | None = None, uuid: str | None = None, number: int = 0) -> str:
+        overrides = {} if vitcop is None else {"vitcop": vitcop}
+        config = ModelConfig(model=str(TINY), hf_overrides=overrides, max_model_len=512)
+        processor = MULTIMODAL_REGISTRY.create_processor(config)
+        items = processor.info.parse_mm_data({"image": picture(number)})
+        names: Any = None if uuid is None else {"image": [uuid]}
+        options = {} if tokens is None else {"vitcop_tokens": tokens}
+        inputs = ProcessorInputs([1, 3, 45], items, names, hf_processor_mm_kwargs=options)
+        made = processor.apply(inputs, TimingContext(enabled=False))
+        (key,) = made["mm_hashes"]["image"]
+        return str(key)
+
+    return of
+
+
+def test_every_difference_that_matters_is_in_the_key(hashes: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = {"tokens": 196}
+    keys = [
+        hashes(None), hashes({"tokens": 64}), hashes({"tokens": 32}), hashes(whole), hashes(whole, number=1),
+        hashes({"tokens": 64, "merged_share": 0.25}),
+    ]  # fmt: skip
+    from vitcop.methods import vision_only
+
+    monkeypatch.setattr(vision_only, "VERSION", vision_only.VERSION + 1)
+    keys.append(hashes({"tokens": 64}))
+    assert len(set(keys)) == len(keys)
+
+
+def test_equal_images_have_equal_keys_whoever_said_how_many(hashes: Any) -> None:
+    assert hashes({"tokens": 64}) == hashes({"tokens": 196}, tokens=64) == hashes({"tokens": 64}, tokens=64)
+
+
+def test_a_name_given_by_the_client_is_not_the_whole_key(hashes: Any) -> None:
+    keys = {hashes({"tokens": 64}, tokens, uuid="mine") for tokens in (64, 32)}
+    assert len(keys) == 2 and "mine" not in keys
+    assert hashes(None, uuid="mine") == "mine"
