@@ -187,12 +187,18 @@ void cluster(std::vector<vic::Sample> samples, const vic::Options& o, const vic:
   alone =
       o.released ? count : alone + (count - alone) % threads;  // released calls torch, not for worker threads
 
-  const auto size = [&](int64_t i, int64_t workers) {
-    const vic::Sample& s = samples[i];
-    return scratch_size(s.tokens.n, s.tokens.d, s.places.dims, o, kernels, workers);
+  // Not the longest sample alone decides: up to kStoredTokens the distances of all pairs are kept, and
+  // padding may leave that few of more.
+  const auto largest = [&](int64_t first, int64_t end, int64_t workers) {
+    size_t bytes = 0;
+    for (int64_t i = first; i < end; ++i) {
+      const vic::Sample& s = samples[i];
+      for (const int64_t n : {s.tokens.n, s.valid ? std::min(s.tokens.n, vic::kStoredTokens) : 0})
+        bytes = std::max(bytes, scratch_size(n, s.tokens.d, s.places.dims, o, kernels, workers));
+    }
+    return bytes;
   };
-  const size_t slot = alone < count ? size(alone, 1) : 0;
-  const size_t whole = alone > 0 ? size(0, threads) : 0;
+  const size_t slot = largest(alone, count, 1), whole = largest(0, alone, threads);
   const Memory memory(std::max(slot * threads, whole));
   char* const base = memory.data();
   for (int64_t i = 0; i < alone; ++i) cluster_sample(samples[i], o, kernels, base, true);

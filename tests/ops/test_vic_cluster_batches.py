@@ -1,5 +1,6 @@
 """vic_cluster on batches, padding, layouts and threads, and vic_cluster_varlen on ragged samples."""
 
+import itertools
 from typing import Any
 
 import pytest
@@ -210,6 +211,30 @@ def test_tied_gammas_of_the_release_are_ordered_as_alone() -> None:
         rows = slice(cu[b], cu[b + 1])
         alone = call("vic_cluster", features[rows], places[rows], 3.0, 0.02, 12, semantics="released")
         assert torch.equal(got[1][b], alone[1]) and torch.equal(got[0][rows], alone[0]), b
+
+
+def test_padding_may_leave_few_of_many_tokens() -> None:
+    """Up to 2048 tokens keep the distances of all pairs, more memory than a longer sample takes."""
+    features, places = torch.randn(2200, 4), torch.rand(2200, 2)
+    valid = torch.arange(2200) % 11 > 0
+    labels, centers, parent, rho, delta = call("vic_cluster", features, places, 1.0, 0.5, 100, valid)
+    kept = valid.nonzero()[:, 0]
+    alone = call("vic_cluster", features[valid], places[valid], 1.0, 0.5, 100)
+    assert_same_bits([labels[valid], rho[valid], delta[valid]], [alone[0], *alone[3:]])
+    assert torch.equal(centers, kept[alone[1]])
+    assert torch.equal(parent[valid], torch.where(alone[2] < 0, -1, kept[alone[2]]))
+
+
+@semantics_both
+def test_long_samples_beside_shorter_ones(semantics: str) -> None:
+    """Whether they share threads or take turns, memory fits the one that needs most, not the longest."""
+    features, cu = torch.randn(4200, 3), torch.tensor([0, 2100, 4100, 4200])
+    for count in (1, 2, 3):
+        with threads(count):
+            got = call("vic_cluster_varlen", features, None, cu, 2100, 1.0, INF, 20, semantics=semantics)
+            for b, (first, end) in enumerate(itertools.pairwise(cu.tolist())):
+                alone = call("vic_cluster", features[first:end], None, 1.0, INF, 20, semantics=semantics)
+                assert_same_bits([t[b] if k == 1 else t[first:end] for k, t in enumerate(got)], alone)
 
 
 def test_varlen_layouts() -> None:
