@@ -63,7 +63,8 @@ def key_proj(
     Returns:
         keys `[B, H, N, d]` in the dtype of `hidden`, laid out as Hugging Face lays them out (the transposed view of a
         contiguous `[B, N, H, d]`), and norms `[B, N]` in float32; a smaller norm means a more salient token. NaN and
-        inf propagate.
+        inf propagate. Norms may be those of the rounded keys. Where the matrix product is the library's, bfloat16
+        numbers below float32's normal range (2^-126) may count as 0.
 
     Raises:
         ValueError, TypeError: shapes that do not fit, unknown options, dtypes other than the above.

@@ -80,7 +80,10 @@ def key_proj_norms(
         num_heads: `H`, the number of key heads. heads: "l2" or "mean", see `key_norms`.
 
     Returns:
-        `[B, N]` or `[N]`, float32; a smaller norm means a more salient token. NaN and inf in a row stay in that row.
+        `[B, N]` or `[N]`, float32; a smaller norm means a more salient token. NaN and inf in a row stay in that row;
+        with `heads="mean"` heads of +inf and -inf may give inf, not NaN. Keys may be rounded to the dtype of `hidden`,
+        and where the matrix product is the library's, bfloat16 numbers below float32's normal range (2^-126) may count
+        as 0.
 
     Raises:
         ValueError, TypeError: shapes that do not fit, unknown options, dtypes other than the above.
