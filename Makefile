@@ -14,6 +14,8 @@ NATIVE := CMakeLists.txt setup.py $(shell find csrc -name '*.cpp' -o -name '*.h'
 .PHONY: demo test test-transformers-4 test-eval test-vllm lint format gpu-report aot features quality readme wheel build clean
 .PHONY: bench targets scale prefill compare
 
+.PHONY: fuzz fuzz-slice
+
 demo: build
 	$(BIN)/vitcop run --out out/demo
 
@@ -75,6 +77,15 @@ gpu-report:
 # Compile every configuration of every kernel for every GPU named in docs/aot.md; only what has changed.
 aot: build
 	$(BIN)/python -m benchmarks.aot
+
+# 100,000 cases of every op against a float64 truth, and 10,000 repeats of each: an hour on one core.
+fuzz: build
+	$(BIN)/python -m benchmarks.evidence.fuzz
+	$(BIN)/python -m benchmarks.evidence.determinism
+
+# The minute of it that is part of the tests.
+fuzz-slice: build
+	$(BIN)/python -m pytest tests/fuzz
 
 # Collect the marks on the tests into docs/features.json.
 features: build
