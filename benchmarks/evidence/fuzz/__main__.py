@@ -45,6 +45,9 @@ def main(
         def advance(tally: Tally, count: int) -> None:
             wrong = len(tally.mismatches)
             progress.update(task, advance=count, description=f"{wrong} mismatches" if wrong else "no mismatch")
+            done = sum(tally.cases.values())
+            if not progress.console.is_terminal and done * 20 // total > (done - count) * 20 // total:  # a log
+                print(f"{done} of {total} cases, {wrong} mismatches", flush=True)
 
         tally = run(work, names, jobs, None if minutes is None else 60 * minutes, advance)
     found = tally.found()
@@ -59,14 +62,15 @@ def main(
         print(f"{what['replay']}  # {what['implementation']}: {what['why']}")
     print(f"{found['cases']} cases, {found['answers']}")
     if write:
-        print(record.keep("fuzz", command(cases, seed, ops, implementations), found))
+        print(record.keep("fuzz", command(cases, seed, ops, implementations, minutes), found))
     raise typer.Exit(found["answers"]["mismatch"] > 0)
 
 
-def command(cases: int, seed: int, ops: str, implementations: str) -> str:
+def command(cases: int, seed: int, ops: str, implementations: str, minutes: float | None) -> str:
     parts = ["python -m benchmarks.evidence.fuzz", f"--cases {cases} --seed {seed}"]
     parts += [f"--ops {ops}"] if ops != ",".join(OPS) else []
     parts += [f"--implementations {implementations}"] if implementations != ",".join(NAMES) else []
+    parts += [f"--minutes {minutes:g}"] if minutes is not None else []
     return " ".join(parts)
 
 
