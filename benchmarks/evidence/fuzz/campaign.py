@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from .cases import case_of
+from .implementations import NAMES
 from .judge import Judged, judge
 from .verdicts import KINDS
 
@@ -64,7 +65,7 @@ class Tally:
 
     def found(self) -> dict[str, Any]:
         """As it is written to the result file."""
-        implementations = sorted({key[3] for key in self.verdicts})
+        implementations = [name for name in NAMES if any(key[3] == name for key in self.verdicts)]
         ops: dict[str, Any] = {}
         for op in sorted(self.cases):
             each = {}
@@ -73,7 +74,7 @@ class Tally:
                 if sum(counts.values()):
                     each[name] = counts | dict(largest_error=round(self.errors[op, name], 4))
             pairs: dict[str, dict[str, int]] = defaultdict(dict)
-            for (of, pair, what), count in sorted(self.pairs.items()):
+            for (of, pair, what), count in self.pairs.items():
                 if of == op:
                     pairs[pair][what] = count
             ops[op] = dict(cases=self.cases[op], most_tokens=self.tokens[op], beyond_512_tokens=self.long[op],

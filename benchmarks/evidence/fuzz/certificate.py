@@ -87,7 +87,26 @@ class Certificate:
                 return mismatch(why)
         if why := self.check_centers(got, num_centers, count) or self.check_labels(got):
             return mismatch(why)
-        return Verdict("certified")
+        return Verdict("certified", self.largest_error(got))
+
+    def largest_error(self, got: Clusters) -> float:
+        """Of rho, and of delta where it is the distance of the parent: as a share of the way to the interval's end."""
+        s, single = self.sample, self.precision.single
+
+        def share(value: np.ndarray, low: np.ndarray, want: np.ndarray, high: np.ndarray) -> float:
+            with np.errstate(all="ignore"):
+                part = np.where(value > want, (value - want) / (high - want), (want - value) / (want - low))
+                told = np.isfinite(part) & (want > (2.0**-126 if single else 0.0)) & s.valid
+            return float(part[told].max(initial=0.0))
+
+        parent = got.parent >= 0
+        gap2 = np.where(parent, s.gap2[np.arange(s.n), np.maximum(got.parent, 0)], np.nan)
+        slack = 2.0**-22 if single else 2.0**-45
+        with np.errstate(all="ignore"):
+            low, want, high = (np.sqrt(s.d2(v)) for v in (self.lower(gap2), gap2, self.upper(gap2)))
+            near = (got.delta >= low * (1 - slack)) & (got.delta <= high * (1 + slack))
+            delta = share(np.where(near, got.delta, np.nan), low * (1 - slack), want, high * (1 + slack))
+            return max(delta, share(got.rho, self.rho_low, np.exp(s.log_density()), self.rho_high))
 
     def check_forms(self, got: Clusters) -> str:
         padding = ~self.sample.valid

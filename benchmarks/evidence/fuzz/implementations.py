@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 
 import vitcop_kernels
@@ -26,4 +27,11 @@ def implementation(name: str, op: str) -> Callable[..., Any]:
 def _triton(op: str) -> Callable[..., Any]:
     if not torch.cuda.is_available():  # read by Triton when it is first imported
         os.environ.setdefault("TRITON_INTERPRET", "1")
-    return getattr(importlib.import_module(f"vitcop_kernels.ops.{op}.kernel"), op)
+    launcher = getattr(importlib.import_module(f"vitcop_kernels.ops.{op}.kernel"), op)
+
+    @functools.wraps(launcher)
+    def launch(*args: Any, **kwargs: Any) -> Any:
+        with np.errstate(all="ignore"):  # the interpreter computes in numpy
+            return launcher(*args, **kwargs)
+
+    return launch

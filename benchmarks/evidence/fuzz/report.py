@@ -4,6 +4,17 @@ from typing import Any
 
 from benchmarks.evidence.record import origin
 
+BOUNDS = dict(  # as truth_numbers.py and certificate.py have them; u: half an ulp of float32
+    key_norms="u (H d / 16 + 8) of the norm; a mean over heads errs by H u of the mean of |K| more",
+    key_proj="keys: 4 u max(4, sqrt C) of |x||W|, and the rounding to the dtype; norms: the norm of those errors",
+    key_proj_norms="as `key_proj`; rows after an RMSNorm may be rounded to the dtype",
+    attention_saliency="a score errs by (d / 16 + 6) u of |q||k|, its weight by the exponential of twice that; "
+    "sums by (16 + N / 16) u",
+    segment_mean="(8 + n) u of the largest member, and the rounding to the dtype",
+    segment_mean_backward="(2 + shares) u of the sum of shares, and the rounding to the dtype",
+    vic_cluster="squared distances 2^-15 (none of whole numbers), log rho 2^-20, unit vectors 2^-22; "
+    "of the reference 2^-44, 2^-38, 2^-48",
+)
 TITLES = {"reference": "reference", "native": "C++", "triton": "Triton, interpreted"}
 
 
@@ -33,6 +44,7 @@ def section(found: dict[str, Any]) -> str:
             error = f"{counts['largest_error']:.2f}" if counts["largest_error"] else ""
             numbers = " | ".join(f"{counts[kind]:,}" for kind in ("exact", "certified", "mismatch"))
             lines.append(f"{head} | {TITLES[name]} | {numbers} | {error} |")
+    lines += ["", "Stated bounds:", ""] + [f"- `{op}`: {bound}." for op, bound in BOUNDS.items()]
     lines += [
         "",
         "The three against each other, on the same cases:",

@@ -34,7 +34,7 @@ class OneSample:
             self.certificates[precision] = Certificate(self.sample, precision)
         verdict = self.certificates[precision].judge(got, self.num_centers, self.count)
         same = all(np.array_equal(getattr(got, name), getattr(self.truth, name)) for name in NAMES[:3])
-        return Verdict("exact") if same and verdict.kind == "certified" else verdict
+        return Verdict("exact", verdict.error) if same and verdict.kind == "certified" else verdict
 
 
 class Clustering:
