@@ -112,8 +112,8 @@ def attention_saliency(draw: Draw) -> Made:
 
 def _labels(draw: Draw, shape: tuple[int, ...]) -> tuple[Tensor, int, str]:
     n = shape[-1]
-    most = draw.pick([1, 2, max(1, n // 6), max(1, n // 2), n, n + 3])
-    kind = draw.pick(["uneven", "even", "one cluster", "each its own", "some outside", "none inside"])
+    most = min(n + 3, draw.pick([1, 2, 5, 1 + n // 12, 1 + n // 6, 1 + n // 3, 1 + n // 2, n + 3]))
+    kind = draw.pick(["uneven"] * 5 + ["some outside"] * 2 + ["even", "one cluster", "each its own", "none inside"])
     if kind == "uneven":
         labels = np.minimum(draw.rng.geometric(min(1.0, 3 / most), shape) - 1, most - 1)
     elif kind == "even":
@@ -136,7 +136,8 @@ def plan_tokens(draw: Draw) -> Made:
     labels, most, kind = _labels(draw, shape)
     values = scores(draw, shape, dtype, structure)
     present = len({int(x) for x in labels.unique().tolist() if 0 <= x < most})
-    budget = draw.pick([draw.edge(1, n), draw.edge(1, n + 2), max(1, present), max(1, present - 1), present + 1])
+    between = draw.integer(max(1, present), max(1, present, n))  # clusters keep some elites and merge the rest
+    budget = draw.pick([between, between, between, draw.edge(1, n + 2), max(1, present - 1), present + 1])
     options = dict(quota=draw.pick(["exact", "exact", "floor", "released"]), fill=draw.chance(2))
     args = (draw.laid_out(labels, True), draw.laid_out(values, True), most, budget)
     return dtype, f"{structure}; {kind}", n, args, options
