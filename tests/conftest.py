@@ -31,9 +31,7 @@ def pytest_report_header() -> list[str]:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line(
-        "markers", "speed: compares times; run by `make bench`, left out unless asked for with -m speed"
-    )
+    config.addinivalue_line("markers", "speed: wants the machine for itself; left out unless asked for with -m speed")
     config.addinivalue_line("markers", "family(name): the model family that a test is about")
     config.addinivalue_line(
         "markers", "feature(name, status='tested', note=''): a row of docs/features.json; see benchmarks/features.py"

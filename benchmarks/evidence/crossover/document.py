@@ -81,7 +81,7 @@ def draw(found: dict[str, Any], path: Path = FIGURE) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, grid = plt.subplots(1, len(found["sweeps"]), figsize=(3.1 * len(found["sweeps"]), 3.6), sharey=True,
+    figure, grid = plt.subplots(1, len(found["sweeps"]), figsize=(3.1 * len(found["sweeps"]), 3.9), sharey=True,
                                 layout="constrained")  # fmt: skip
     for axes, sweep in zip(grid, found["sweeps"], strict=True):
         for phase, color in (("prefill", "C0"), ("decode", "C1")):
@@ -99,7 +99,8 @@ def draw(found: dict[str, Any], path: Path = FIGURE) -> None:
         axes.grid(True, alpha=0.25)
     highest = max(p[f]["high"] for s in found["sweeps"] for p in s["points"] for f in ("prefill", "decode") if f in p)
     grid[0].set_ylim(0, min(10, 1.05 * max(highest, 1.2)))
-    grid[0].set_ylabel("time, pruned / unpruned (shaded: does not pay)")
+    grid[0].set_ylabel("time, pruned / unpruned")
+    figure.suptitle("Above 1 (shaded) pruning costs more than it saves; bars are 95 % intervals", fontsize=10)
     grid[0].legend(fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
