@@ -5,6 +5,7 @@ import importlib
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,15 @@ ORIGIN = {
     "command": "python -m some.command", "commit": "abc", "date": "2026-01-02T03:04:05",
     "machine": {"processor": "a CPU", "logical_cpus": 2, "threads": 2, "torch": "2", "python": "3"},
 }  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Threads that wait for each other on a busy machine take longer than one alone."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def test_a_slope_of_known_points():

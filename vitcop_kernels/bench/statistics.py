@@ -1,9 +1,9 @@
-"""Median, spread and confidence intervals."""
+"""Median, spread and confidence intervals. Of torch alone: the GPU report runs where nothing else is installed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
+import torch
 
 RESAMPLES = 2000
 LEVEL = 0.95
@@ -23,30 +23,26 @@ class Summary:
 
 def quantiles(samples: Sequence[float]) -> dict[str, float]:
     """p20, p50 and p80, interpolated."""
-    p20, p50, p80 = (float(q) for q in np.quantile(np.asarray(samples, dtype=float), (0.2, 0.5, 0.8)))
-    return {"p20": p20, "p50": p50, "p80": p80}
+    found = torch.as_tensor(samples, dtype=torch.float64)
+    return {f"p{percent}": float(found.quantile(percent / 100)) for percent in (20, 50, 80)}
 
 
 def interval(groups: Sequence[Sequence[float]], level: float = LEVEL, seed: int = 0) -> tuple[float, float]:
     """Percentile bootstrap of the median of all samples, seeded: the same samples give the same interval.
 
     `groups`: samples that share something which chance decided once, such as a process. Groups are drawn first, then
-    samples within them, so that what differs between groups widens the interval.
+    samples within them, so that what differs between groups widens the interval. All are of one length.
     """
-    if not groups or any(len(group) == 0 for group in groups):
-        raise ValueError(f"groups: expected at least one, none of them empty, got {[len(g) for g in groups]}")
-    random = np.random.default_rng(seed)
-    sets = [np.asarray(group, dtype=float) for group in groups]
-    if len(sets) == 1:
-        values = sets[0]
-        medians = np.median(values[random.integers(0, len(values), (RESAMPLES, len(values)))], axis=1)
-    else:
-        medians = np.empty(RESAMPLES)
-        for r in range(RESAMPLES):
-            drawn = [sets[g] for g in random.integers(0, len(sets), len(sets))]
-            medians[r] = np.median(np.concatenate([s[random.integers(0, len(s), len(s))] for s in drawn]))
-    low, high = np.quantile(medians, ((1 - level) / 2, (1 + level) / 2))
-    return float(low), float(high)
+    lengths = {len(group) for group in groups}
+    if len(lengths) != 1 or 0 in lengths:
+        raise ValueError(f"groups: expected some of one length, none empty, got lengths {[len(g) for g in groups]}")
+    random = torch.Generator().manual_seed(seed)
+    samples = torch.as_tensor([list(group) for group in groups], dtype=torch.float64)  # [G, n]
+    count, length = samples.shape
+    group = torch.randint(count, (RESAMPLES, count, 1), generator=random)
+    member = torch.randint(length, (RESAMPLES, count, length), generator=random)
+    medians = samples[group, member].flatten(1).quantile(0.5, dim=1)
+    return float(medians.quantile((1 - level) / 2)), float(medians.quantile((1 + level) / 2))
 
 
 def summary(samples: Sequence[float], level: float = LEVEL) -> Summary:
