@@ -5,6 +5,7 @@ and disk for one CUDA build of torch at a time (7 GB); no GPU. `--only 3.12` run
 of others as they are.
 """
 
+import json
 import os
 import shutil
 import subprocess
@@ -46,9 +47,10 @@ SUITES = {
 
 BUILD_TOOLS = ["numpy", "setuptools>=77", "cmake>=3.24", "ninja", "pybind11>=2.12"]
 TEST_TOOLS = ["pytest", "hypothesis", "pillow"]
-NUMPY = {"3.6.*": "numpy<2.5"}
-"""By Triton: its interpreter of 3.6 makes an int of an array with one element, which NumPy 2.5 refuses."""
+NUMPY = {"3.6.*": "numpy<2.4"}
+"""By Triton: the interpreter of 3.6 makes an int of an array with one element, which NumPy refuses from 2.4 on."""
 TIMEOUT = 1800
+SHOWN = 10  # names of failed tests in the result file
 COLUMNS = ("python", "torch", "transformers", "triton", "numpy", "native")
 
 
@@ -137,7 +139,7 @@ def counts(report: Path, said: str) -> dict[str, Any]:
     skipped = sum(case.find("skipped") is not None for case in cases)
     found = {"passed": len(cases) - len(bad) - skipped, "failed": len(bad), "skipped": skipped}
     names = [f"{case.get('classname')}::{case.get('name')}" for case in bad]
-    return found | ({"failures": names} if names else {})
+    return found | ({"failures": names[:SHOWN]} if names else {})
 
 
 def interpreter(version: str) -> Path | None:
@@ -170,16 +172,15 @@ def measure(python: str, torch: str, pairs: list[tuple[str, str]], keep: bool, r
             environment.build(base, torch)
         for row, (transformers, triton) in zip(rows, pairs, strict=True):
             try:
-                environment.pip(
-                    "transformers", f"transformers=={transformers}", *TEST_TOOLS, NUMPY.get(triton, "numpy")
-                )
+                numpy = NUMPY.get(triton, "numpy")
+                environment.pip("transformers", f"transformers=={transformers}", *TEST_TOOLS, numpy)
                 # torch pins the Triton it was tested with; ours only needs the compiler's Python side.
                 environment.pip("triton", "--no-deps", "--upgrade", f"triton=={triton}")
                 row["versions"] = environment.versions()
                 row["suites"] = {suite: environment.test(suite) for suite in SUITES}
             except Failed as error:
                 row["problem"] = f"{error.step}: {error.said}"
-            print(row, flush=True)
+            typer.echo(json.dumps(row))
     except Failed as error:
         rows = [row | {"problem": f"{error.step}: {error.said}"} for row in rows]
     finally:
