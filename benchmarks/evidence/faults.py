@@ -114,11 +114,12 @@ def section(found: dict[str, Any]) -> str:
     families = list(next(iter(found["faults"].values())))
     total = sum(sum(outcomes.values()) for kinds in found["faults"].values() for outcomes in kinds.values())
     good = sum(outcomes.get("restored", 0) for kinds in found["faults"].values() for outcomes in kinds.values())
+    which = "every" if found["every"] == 1 else f"every {found['every']}th"
     lines = [
         "## Faults",
         "",
-        "An exception in every call of every hook and wrapped method, and of the model's own modules, while a prompt is "
-        f"answered: {good:,} of {total:,} faults left a model that goes on pruning with the same bits within the block "
+        f"An exception in {which} call of the hooks and wrapped methods, and of the model's own modules, while a prompt "
+        f"is answered: {good:,} of {total:,} faults left a model that goes on pruning with the same bits within the block "
         "and is as it was after it, hooks, attributes, configuration, answers and memory. Restored, of all:",
         "",
         *_table(found["faults"], families, "restored"),
