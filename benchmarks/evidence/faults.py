@@ -118,8 +118,8 @@ def section(found: dict[str, Any]) -> str:
     lines = [
         "## Faults",
         "",
-        f"An exception in {which} call of the hooks and wrapped methods, and of the model's own modules, while a prompt "
-        f"is answered: {good:,} of {total:,} faults left a model that goes on pruning with the same bits in the block "
+        f"An exception in {which} call of all hooks and wrapped methods, and of the model's own modules, while a prompt"
+        f" is answered: {good:,} of {total:,} faults left a model that goes on pruning with the same bits in the block "
         "and is as it was after it, hooks, attributes, configuration, answers and memory. Restored, of all:",
         "",
         *_table(found["faults"], families, "restored"),

@@ -223,13 +223,13 @@ def main(
 ) -> None:
     """Build and test every combination; write benchmarks/results/evidence/matrix.json after each group."""
     WORK.mkdir(parents=True, exist_ok=True)
-    before = record.load("matrix")["rows"] if record.path_of("matrix").exists() else []
-    rows = {tuple(row["asked"]): row for row in before}
     order = [(python, torch, *pair) for (python, torch), pairs in GROUPS.items() for pair in pairs]
     for (python, torch), pairs in GROUPS.items():
         chosen = [pair for pair in pairs if only in "-".join((python, torch, *pair))]
         if chosen:
-            rows |= {tuple(row["asked"]): row for row in measure(python, torch, chosen, keep, reuse)}
+            new = measure(python, torch, chosen, keep, reuse)
+            before = record.load("matrix")["rows"] if record.path_of("matrix").exists() else []
+            rows = {tuple(row["asked"]): row for row in (*before, *new)}
             record.keep("matrix", COMMAND, {"rows": [rows[cell] for cell in order if cell in rows]})
 
 
