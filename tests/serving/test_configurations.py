@@ -1,5 +1,6 @@
-"""What caches know an image by: its tokens and the version of the choice are in the key, all the way from a request."""
+"""Without an engine: what vLLM is made to serve, and what its caches know an image by."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -55,3 +56,44 @@ def test_a_name_given_by_the_client_is_not_the_whole_key(hashes: Any) -> None:
     keys = {hashes({"tokens": 64}, tokens, uuid="mine") for tokens in (64, 32)}
     assert len(keys) == 2 and "mine" not in keys
     assert hashes(None, uuid="mine") == "mine"
+
+
+@pytest.fixture
+def qwen(tmp_path: Path) -> Path:
+    """A configuration of a family whose tower has no [CLS]."""
+    from transformers import Qwen2_5_VLConfig
+
+    config = Qwen2_5_VLConfig()
+    config.architectures = ["Qwen2_5_VLForConditionalGeneration"]
+    config.save_pretrained(tmp_path)
+    return tmp_path
+
+
+def test_another_model_is_refused_when_asked_for_and_served_when_not(qwen: Path) -> None:
+    from vllm.config import ModelConfig
+    from vllm.plugins import load_general_plugins
+
+    load_general_plugins()
+    options: dict[str, Any] = {"model": str(qwen), "skip_tokenizer_init": True, "max_model_len": 512}
+    assert ModelConfig(**options).architecture == "Qwen2_5_VLForConditionalGeneration"
+    sentence = "vitcop: expected LlavaFor.*, got Qwen2_5_VLForConditionalGeneration: tokens are chosen by .* \\[CLS\\]"
+    with pytest.raises((ValueError, NotImplementedError), match=sentence):
+        ModelConfig(**options, hf_overrides={"vitcop": {"tokens": 64}})
+
+
+def test_another_version_is_refused_when_asked_for_and_serves_when_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vllm import ModelRegistry
+    from vllm.config import ModelConfig
+
+    from vitcop.serving import plugin
+
+    stock = getattr(ModelRegistry.inspect_model_cls, "__wrapped__", ModelRegistry.inspect_model_cls)
+    monkeypatch.setattr(ModelRegistry, "inspect_model_cls", stock)
+    monkeypatch.setattr(plugin, "VERSIONS", ("0.12",))
+    plugin.register()
+    options: dict[str, Any] = {"model": str(TINY), "max_model_len": 512}
+    assert ModelConfig(**options).architecture == "LlavaForConditionalGeneration"
+    with pytest.raises(
+        ValueError, match=r"vitcop: expected vLLM 0.12, got 0\.\d+.*: leave 'vitcop' out to serve as is"
+    ):
+        ModelConfig(**options, hf_overrides={"vitcop": {"tokens": 64}})
