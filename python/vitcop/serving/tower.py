@@ -23,7 +23,7 @@ MAX_TILES = 32
 
 @dataclass
 class Image:
-    """What `VisionOnly` looks at, of G images of one layout. Implements the part of `methods.Context` that it needs."""
+    """G images of one layout. Implements `vision_only.Seen`."""
 
     layout: Layout
     budget: int
@@ -32,7 +32,6 @@ class Image:
 
     def __post_init__(self) -> None:
         images, self.count = self.saliency.shape
-        self.total = self.count
         self.num_segments, self.max_segment = self.layout.num_segments, self.layout.max_segment
         self.ordered = self.layout.ordered
         device = self.saliency.device
@@ -51,15 +50,13 @@ class PrunedTower:
         super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
         config = self.config
         self.budget = Budget.of(config)
-        expected = {
-            "vision_config.model_type": (config.vision_config.model_type, "clip_vision_model"),
-            "vision_feature_select_strategy": (config.vision_feature_select_strategy, "default"),
-            "vision_feature_layer": (config.vision_feature_layer, int),
-        }
-        for name, (found, wanted) in expected.items():
-            if not (isinstance(found, int) if wanted is int else found == wanted):
-                wanted = "one layer" if wanted is int else repr(wanted)
-                raise NotImplementedError(f"vitcop: expected {name} to be {wanted}, got {found!r}")
+        for name, found, expected in (
+            ("vision_config.model_type", config.vision_config.model_type, "clip_vision_model"),
+            ("vision_feature_select_strategy", config.vision_feature_select_strategy, "default"),
+            ("type of vision_feature_layer", type(config.vision_feature_layer).__name__, "int"),
+        ):
+            if found != expected:
+                raise NotImplementedError(f"vitcop: expected the {name} to be {expected!r}, got {found!r}")
 
     @property
     def attention(self) -> Any:
