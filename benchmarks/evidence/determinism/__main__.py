@@ -9,7 +9,7 @@ from rich.progress import track
 
 from benchmarks.evidence import record
 from benchmarks.evidence.fuzz.cases import OPS
-from benchmarks.evidence.fuzz.implementations import implementation
+from benchmarks.evidence.fuzz.implementations import implementation, titles
 
 from .permutations import permuted
 from .runs import batched_cases, batches, kernel_cases, ragged, repeats, threads
@@ -56,7 +56,11 @@ def main(
     differ += sum(each["permuted"].get("another answer", 0) for each in ops.values())
     if write:
         options = f"--times {times} --interpreted {interpreted} --cases {cases}"
-        print(record.keep("determinism", f"python -m benchmarks.evidence.determinism {options}", dict(ops=ops)))
+        print(
+            record.keep(
+                "determinism", f"python -m benchmarks.evidence.determinism {options}", dict(titles=titles(), ops=ops)
+            )
+        )
     raise typer.Exit(differ > 0)
 
 

@@ -2,17 +2,17 @@
 
 from typing import Any
 
+from benchmarks.evidence.fuzz.implementations import TITLES
 from benchmarks.evidence.record import origin
 
 from .permutations import STATED
-
-TITLES = {"native": "C++", "triton": "Triton, interpreted"}
 
 
 def section(found: dict[str, Any]) -> str:
     def cell(counts: dict[str, int] | None) -> str:
         return "" if counts is None else f"{counts['differ']:,} of {counts['runs']:,}"
 
+    titles = TITLES | found.get("titles", {})
     lines = [
         "## The same bits",
         "",
@@ -28,7 +28,7 @@ def section(found: dict[str, Any]) -> str:
         for k, (name, of) in enumerate(each["implementations"].items()):
             head = f"`{op}`" if k == 0 else ""
             cells = " | ".join(cell(of.get(what)) for what in ("repeats", "batches", "threads"))
-            lines.append(f"| {head} | {TITLES[name]} | {cells} |")
+            lines.append(f"| {head} | {titles[name]} | {cells} |")
     lines += [
         "",
         "What permuting the tokens does, on inputs without ties:",

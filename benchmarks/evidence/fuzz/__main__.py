@@ -11,7 +11,7 @@ from benchmarks.evidence import record
 
 from .campaign import Tally, chunks, run
 from .cases import OPS, Case, case_of
-from .implementations import NAMES
+from .implementations import NAMES, titles
 from .judge import judge
 
 CASES = 100_000
@@ -57,7 +57,8 @@ def main(
             for part in structure.split("; "):
                 structures[part] = structures.get(part, 0) + count
     each = max(tally.cases.values())
-    found = dict(seeds=[seed, seed + each - 1], seconds=round(time.monotonic() - start), structures=structures) | found
+    about = dict(seeds=[seed, seed + each - 1], seconds=round(time.monotonic() - start), titles=titles())
+    found = about | dict(structures=structures) | found
     for what in found["mismatches"][:20]:
         print(f"{what['replay']}  # {what['implementation']}: {what['why']}")
     print(f"{found['cases']} cases, {found['answers']}")

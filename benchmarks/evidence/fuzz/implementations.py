@@ -1,4 +1,7 @@
-"""Three independent implementations of every op: the reference, the C++ kernels, the Triton kernels interpreted."""
+"""Three independent implementations of every op: the reference, the C++ kernels, the Triton kernels.
+
+Without a GPU Triton interprets its kernels; with one they run there, on copies of the arguments.
+"""
 
 import functools
 import importlib
@@ -8,10 +11,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 import vitcop_kernels
 
 NAMES = ("reference", "native", "triton")
+TITLES = dict(reference="reference", native="C++", triton="Triton, interpreted")
+
+
+def titles() -> dict[str, str]:
+    """What a table calls them, here."""
+    return TITLES | (dict(triton=f"Triton, {torch.cuda.get_device_name()}") if torch.cuda.is_available() else {})
 
 
 def implementation(name: str, op: str) -> Callable[..., Any]:
@@ -25,13 +36,15 @@ def implementation(name: str, op: str) -> Callable[..., Any]:
 
 @functools.cache
 def _triton(op: str) -> Callable[..., Any]:
-    if not torch.cuda.is_available():  # read by Triton when it is first imported
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cpu":  # read by Triton when it is first imported
         os.environ.setdefault("TRITON_INTERPRET", "1")
     launcher = getattr(importlib.import_module(f"vitcop_kernels.ops.{op}.kernel"), op)
 
     @functools.wraps(launcher)
     def launch(*args: Any, **kwargs: Any) -> Any:
+        moved = tree_map_only(Tensor, lambda t: t.to(device), args)
         with np.errstate(all="ignore"):  # the interpreter computes in numpy
-            return launcher(*args, **kwargs)
+            return tree_map_only(Tensor, lambda t: t.cpu(), launcher(*moved, **kwargs))
 
     return launch

@@ -4,6 +4,8 @@ from typing import Any
 
 from benchmarks.evidence.record import origin
 
+from .implementations import TITLES
+
 BOUNDS = dict(  # as truth_numbers.py and certificate.py have them; u: half an ulp of float32
     key_norms="u (H d / 16 + 8) of the norm; a mean over heads errs by H u of the mean of |K| more",
     key_proj="keys: 4 u max(4, sqrt C) of |x||W|, and the rounding to the dtype; norms: the norm of those errors",
@@ -15,11 +17,11 @@ BOUNDS = dict(  # as truth_numbers.py and certificate.py have them; u: half an u
     vic_cluster="squared distances 2^-15 (none of whole numbers), log rho 2^-20, unit vectors 2^-22; "
     "of the reference 2^-44, 2^-38, 2^-48",
 )
-TITLES = {"reference": "reference", "native": "C++", "triton": "Triton, interpreted"}
 
 
 def section(found: dict[str, Any]) -> str:
     answers, first, last = found["answers"], *found["seeds"]
+    titles = TITLES | found.get("titles", {})
     lines = [
         "## Fuzzing against a float64 truth",
         "",
@@ -43,7 +45,7 @@ def section(found: dict[str, Any]) -> str:
             head = f"| `{op}` | {of['cases']:,} | {of['most_tokens']:,}" if k == 0 else "| | |"
             error = f"{counts['largest_error']:.2f}" if counts["largest_error"] else ""
             numbers = " | ".join(f"{counts[kind]:,}" for kind in ("exact", "certified", "mismatch"))
-            lines.append(f"{head} | {TITLES[name]} | {numbers} | {error} |")
+            lines.append(f"{head} | {titles[name]} | {numbers} | {error} |")
     lines += ["", "Stated bounds:", ""] + [f"- `{op}`: {bound}." for op, bound in BOUNDS.items()]
     lines += [
         "",
@@ -54,7 +56,7 @@ def section(found: dict[str, Any]) -> str:
     ]
     for op, of in found["ops"].items():
         for k, (pair, counts) in enumerate(of["pairs"].items()):
-            pair = " and ".join(TITLES[name] for name in pair.split(" and "))
+            pair = " and ".join(titles[name] for name in pair.split(" and "))
             numbers = " | ".join(f"{counts.get(what, 0):,}" for what in ("same bits", "both within bounds", "mismatch"))
             lines.append(f"| {f'`{op}`' if k == 0 else ''} | {pair} | {numbers} |")
     marks = ", ".join(f"{name} {count:,}" for name, count in found["marks"].items())
