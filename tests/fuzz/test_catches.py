@@ -5,13 +5,15 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import support
 import torch
 from torch import Tensor
 
+from benchmarks.evidence.determinism.permutations import STATED
 from benchmarks.evidence.fuzz.campaign import Tally, chunks, replay, run
 from benchmarks.evidence.fuzz.cases import OPS, Case, case_of
 from benchmarks.evidence.fuzz.implementations import implementation
-from benchmarks.evidence.fuzz.judge import judge
+from benchmarks.evidence.fuzz.judge import TRUTHS, judge
 from benchmarks.evidence.fuzz.verdicts import Verdict
 
 Change = Callable[[list[Tensor]], None]  # in place
@@ -236,6 +238,10 @@ def test_sums_that_tie_in_exact_arithmetic_are_certified() -> None:
 
 
 # --- the campaign -----------------------------------------------------------------------------------------------------
+
+
+def test_every_op_has_a_generator_a_truth_and_a_statement_about_permutations() -> None:
+    assert set(OPS) == set(support.OPS) == set(TRUTHS) == set(STATED)
 
 
 def test_a_case_is_a_function_of_op_and_seed() -> None:

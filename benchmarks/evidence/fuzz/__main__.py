@@ -3,6 +3,7 @@
 import time
 from typing import Annotated
 
+import numpy as np
 import torch
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -57,7 +58,8 @@ def main(
             for part in structure.split("; "):
                 structures[part] = structures.get(part, 0) + count
     each = max(tally.cases.values())
-    about = dict(seeds=[seed, seed + each - 1], seconds=round(time.monotonic() - start), titles=titles())
+    about = dict(seeds=[seed, seed + each - 1], seconds=round(time.monotonic() - start), numpy=np.__version__)
+    about |= dict(titles=titles())
     found = about | dict(structures=structures) | found
     for what in found["mismatches"][:20]:
         print(f"{what['replay']}  # {what['implementation']}: {what['why']}")

@@ -29,7 +29,7 @@ def section(found: dict[str, Any]) -> str:
         "independent implementations, each judged by a truth that was written from the specification a second time, "
         f"vectorised in float64: {answers['exact']:,} exact, {answers['certified']:,} certified, "
         f"**{answers['mismatch']:,} mismatches**. Seeds {first} to {last} of every op; "
-        "a case is a function of its op and seed.",
+        "a case is a function of its op and seed (and of numpy's version, whose generator draws it).",
         "",
         "- *Exact*: every index equals the truth's, every number is the truth rounded to its dtype; of a clustering, "
         "every index, with densities and distances inside their bounds.",
