@@ -25,7 +25,6 @@ def main() -> None:
     run.add_argument("--split", choices=("validation", "test"), default="test")
     run.add_argument("--groups", default="", help="of settings.GROUPS, separated by commas (default: all)")
     run.add_argument("--checkpoint", type=Path, default=TINY)
-    run.add_argument("--folder", help="of benchmarks/results/quality, for another checkpoint (default: the split)")
     run.add_argument("--processes", type=int, default=2, help="each on one thread")
     commands.add_parser("report", help="write docs/quality.md and its figures from committed answers")
     options = parser.parse_args()
@@ -42,15 +41,14 @@ def ask_all(options: argparse.Namespace) -> None:
     from .run import keep_questions
     from .settings import settings_of
 
-    options.folder = options.folder or options.split
-    keep_questions(options.folder, ask(options.split)[1])
+    keep_questions(options.split, ask(options.split)[1])
     groups = [name for name in options.groups.split(",") if name]
     settings = settings_of(options.split, groups)
     missing = [name for name in settings if not _answered(options, name)]
     print(f"{len(settings) - len(missing)} of {len(settings)} settings are answered already", flush=True)
     begin = time.perf_counter()
     with ProcessPoolExecutor(
-        options.processes, initializer=_start, initargs=(options.split, options.checkpoint, options.folder)
+        options.processes, initializer=_start, initargs=(options.split, options.checkpoint)
     ) as pool:
         jobs = [pool.submit(_ask, name, groups) for name in missing]
         jobs += [] if _answered(options, "looks") else [pool.submit(_look)]
@@ -65,14 +63,14 @@ def _answered(options: argparse.Namespace, name: str) -> bool:
 
     from .run import path_of
 
-    path = path_of(options.folder, name)
+    path = path_of(options.split, name)
     if not path.exists():
         return False
     weights = hashlib.sha256((options.checkpoint / "model.safetensors").read_bytes()).hexdigest()
     return bool(json.loads(path.read_text())["checkpoint_sha256"] == weights)
 
 
-def _start(split: str, checkpoint: Path, folder: str) -> None:
+def _start(split: str, checkpoint: Path) -> None:
     global _study
     import torch
     import transformers
@@ -81,7 +79,7 @@ def _start(split: str, checkpoint: Path, folder: str) -> None:
 
     torch.set_num_threads(1)
     transformers.utils.logging.disable_progress_bar()
-    _study = Study(split, checkpoint, folder=folder)
+    _study = Study(split, checkpoint)
 
 
 def _ask(name: str, groups: list[str]) -> str:

@@ -8,7 +8,7 @@ from benchmarks.markdown import table
 from . import claims, figures
 from .questions import LISTS, TASKS
 from .results import KEPT_FROM, Results
-from .scores import Answered, Interval, accuracy, difference, retained
+from .scores import Answered, Interval, difference, retained
 from .settings import LAYERS, MAIN, METHODS, RETENTIONS, feasible, named, vitcop
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -193,23 +193,6 @@ class Page:
         base = named("vitcop", MAIN, True)
         rows = [(name.removeprefix("tuning-"), name) for name in sorted(names)]
         return self.variants([("default", base), *rows], base)
-
-    def seeds(self, others: dict[int, "Page"]) -> str:
-        """The main table again with weights of other seeds; the tasks kept are those of the shipped weights."""
-        pages = {0: self, **others}
-        rows = []
-        for budget in RETENTIONS:
-            for label, name, *_ in self.compared(budget):
-                if not name or "schedule" in label:
-                    continue
-                method = next((m for m, known in NAMES.items() if known == label), None)
-                found = [spread(page.retained(name)) for page in pages.values()]
-                gaps = [page.above_random(method, budget) if method else "" for page in pages.values()]
-                rows.append([f"{budget} %", label, *found, *gaps])
-        titles = [f"{title}, seed {seed}" for title in ("retained, % [95 %]", "minus random") for seed in pages]
-        unpruned = [spread(accuracy(page.full("unpruned"), self.tasks)) for page in pages.values()]
-        first = ["100 %", "unpruned, accuracy", *unpruned, *[""] * len(pages)]
-        return table(["retention", "method", *titles], [first, *rows], 2)
 
     def claims(self) -> str:
         return table(["claim of the paper", "on vitcop-tiny", "holds"], claims.rows(self), left=3)

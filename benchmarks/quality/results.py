@@ -22,9 +22,8 @@ class Results:
     _scores: dict[str, Answered] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, split: str, seed: int = 0) -> "Results":
-        """Of the shipped weights, or of those that another seed gave."""
-        folder = FOLDER / (f"{split}-seed-{seed}" if seed else split)
+    def read(cls, split: str) -> "Results":
+        folder = FOLDER / split
         found = {}
         for path in sorted(folder.glob("*.json")):
             if path.stem in ("questions", "looks"):
@@ -35,7 +34,7 @@ class Results:
         items = [Item(*row) for row in questions["items"]]
         weights = {result["checkpoint_sha256"] for result in found.values()}
         if len(weights) > 1:
-            raise SystemExit(f"{folder}: answers of {len(weights)} different checkpoints")
+            raise SystemExit(f"benchmarks/results/quality/{split}: answers of {len(weights)} different checkpoints")
         return cls(split, found, items)
 
     def __contains__(self, name: str) -> bool:

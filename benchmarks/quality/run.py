@@ -23,14 +23,12 @@ FOLDER = RESULTS / "quality"
 class Study:
     """vitcop-tiny, the pictures and the questions of a split. Needs the extra `training`."""
 
-    def __init__(
-        self, split: str, checkpoint: Path, pictures: int | None = None, batch_size: int = 64, folder: str | None = None
-    ) -> None:
+    def __init__(self, split: str, checkpoint: Path, pictures: int | None = None, batch_size: int = 64) -> None:
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
         from .questions import ask
 
-        self.split, self.batch_size, self.folder = split, batch_size, folder or split
+        self.split, self.batch_size = split, batch_size
         self.images, self.items = ask(split, pictures)
         model = AutoModelForImageTextToText.from_pretrained(
             checkpoint, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
@@ -75,27 +73,27 @@ def batches(items: Sequence[Item], size: int) -> list[list[int]]:
     return [rows[at : at + size] for rows in tasks.values() for at in range(0, len(rows), size)]
 
 
-def keep_questions(folder: str, items: Sequence[Item]) -> None:
+def keep_questions(split: str, items: Sequence[Item]) -> None:
     """What was asked, so that answers can be scored without the pictures."""
-    path = path_of(folder, "questions")
+    path = path_of(split, "questions")
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = ",\n ".join(json.dumps(list(vars(item).values())) for item in items)
     path.write_text(f'{{"items": [\n {rows}\n]}}\n')
 
 
-def path_of(folder: str, name: str) -> Path:
-    return FOLDER / folder / f"{name}.json"
+def path_of(split: str, name: str) -> Path:
+    return FOLDER / split / f"{name}.json"
 
 
 def keep(study: Study, name: str, method: Method | None, found: dict[str, Any]) -> None:
     """Write one result file; its list of answers takes one line."""
     answers = json.dumps(found.pop("answers"))
     text = json.dumps(_about(study, name) | {"method": describe(method)} | found, indent=1)
-    path_of(study.folder, name).write_text(f'{text[:-2]},\n "answers": {answers}\n}}\n')
+    path_of(study.split, name).write_text(f'{text[:-2]},\n "answers": {answers}\n}}\n')
 
 
 def keep_looks(study: Study, found: dict[str, Any]) -> None:
-    path_of(study.folder, "looks").write_text(json.dumps(_about(study, "looks") | found) + "\n")
+    path_of(study.split, "looks").write_text(json.dumps(_about(study, "looks") | found) + "\n")
 
 
 def _about(study: Study, name: str) -> dict[str, Any]:
