@@ -5,16 +5,18 @@ from pathlib import Path
 
 from benchmarks.markdown import table
 
+from vitcop import VisionOnly
+
 from . import claims, figures
 from .questions import LISTS, TASKS
 from .results import KEPT_FROM, Results
 from .scores import Answered, Interval, difference, retained
-from .settings import LAYERS, MAIN, METHODS, RETENTIONS, feasible, named, vitcop
+from .settings import LAYERS, MAIN, METHODS, ONE_CUT, RETENTIONS, feasible, named, vitcop
 
 DOCS = Path(__file__).parents[2] / "docs"
 NAMES = {
     "vitcop": "ViTCoP", "fastv": "FastV", "sparsevlm": "SparseVLM", "pyramiddrop": "PyramidDrop",
-    "visionzip": "VisionZip", "divprune": "DivPrune",
+    "visionzip": "VisionZip", "divprune": "DivPrune", "vision_only": "VisionOnly",
 }  # fmt: skip
 
 
@@ -136,8 +138,8 @@ class Page:
         return table([*self.head(), "minus original ids"], rows)
 
     def above_random(self, method: str, budget: str) -> str:
-        """A method minus a random choice at its schedule; DivPrune's is VisionZip's."""
-        schedule = "visionzip" if method == "divprune" else method
+        """A method minus a random choice at its schedule."""
+        schedule = ONE_CUT[0] if method in ONE_CUT else method
         return signed(self.against(named(method, budget, True), f"{named(schedule, budget, True)}-random"))
 
     def summary(self) -> str:
@@ -194,6 +196,18 @@ class Page:
         rows = [(name.removeprefix("tuning-"), name) for name in sorted(names)]
         return self.variants([("default", base), *rows], base)
 
+    def split(self) -> str:
+        """VisionOnly, of which the default stands first, on the split that this page's results are of."""
+        rows = []
+        for budget in ("22.2", MAIN):
+            default = VisionOnly(retention=RETENTIONS[budget])
+            base = f"split-{budget}-{default.merged_share}"
+            labels = {f"split-{budget}-{share}": f"{budget} %: means {share}" for share in (0.16, 0.3, 0.5, 0.75, 1.0)}
+            labels[f"split-{budget}-all"] = f"{budget} %: no Stage I"
+            for name, label in sorted(labels.items(), key=lambda item: item[0] != base):
+                rows.append(self.row(label, name, "" if name == base else signed(self.against(name, base))))
+        return table([*self.head(""), "minus default"], rows)
+
     def claims(self) -> str:
         return table(["claim of the paper", "on vitcop-tiny", "holds"], claims.rows(self), left=3)
 
@@ -211,7 +225,7 @@ def blocks(page: Page, validation: Page) -> dict[str, str]:
         "model": page.model(), "depth": page.depth(), "main": page.main(),
         "published": page.published(), "ablations": page.ablations(),
         "semantics": page.semantics(),
-        "layers": page.layers(), "tuning": validation.tuning(), "claims": page.claims(),
+        "layers": page.layers(), "tuning": validation.tuning(), "split": validation.split(), "claims": page.claims(),
     }  # fmt: skip
 
 

@@ -6,7 +6,7 @@ Published layers are meant for 32 layers; vitcop-tiny has 12, and every method i
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from vitcop import FastV, PyramidDrop, SparseVLM, VisionZip, ViTCoP
+from vitcop import FastV, PyramidDrop, SparseVLM, VisionOnly, VisionZip, ViTCoP
 from vitcop.methods import DivPrune, Method, Random, Uniform
 
 from .probes import RANKINGS, Hidden, Original, Ranked
@@ -35,7 +35,10 @@ METHODS: dict[str, Callable[[float], Method]] = {
     "pyramiddrop": lambda retention: PyramidDrop(retention=retention, layers=[depth(layer) for layer in (2, 10, 20)]),
     "visionzip": lambda retention: VisionZip(retention=retention),
     "divprune": lambda retention: DivPrune(retention=retention),
+    "vision_only": lambda retention: VisionOnly(retention=retention),
 }
+ONE_CUT = ("visionzip", "divprune", "vision_only")
+"""Methods of one schedule, all before the decoder: the first one's random choice stands beside each."""
 
 
 def feasible(method: Method, tokens: int = 196) -> bool:
@@ -70,8 +73,8 @@ def original() -> Iterator[tuple[str, Method | None]]:
                 continue
             method = Original(make(retention))
             yield named(name, percent, True), method if name != "fastv" else make(retention)
-            if name == "divprune":
-                continue  # its schedule is VisionZip's
+            if name in ONE_CUT[1:]:
+                continue
             yield f"{named(name, percent, True)}-random", Original(Random(schedule_of=make(retention)))
             if name == "vitcop":
                 yield f"{named(name, percent, True)}-uniform", Original(Uniform(schedule_of=make(retention)))
@@ -148,6 +151,14 @@ def tuned() -> Iterator[tuple[str, Method | None]]:
         yield f"tuned-{percent}", ViTCoP.tuned(retention=retention, positions="original", **places)
 
 
+def split() -> Iterator[tuple[str, Method | None]]:
+    """VisionOnly's budget between elites and means, and how much Stage I leaves."""
+    for percent in ("22.2", MAIN):
+        for share in (0.16, 0.3, 0.5, 0.75, 1.0):
+            yield f"split-{percent}-{share}", Original(VisionOnly(retention=RETENTIONS[percent], merged_share=share))
+        yield f"split-{percent}-all", Original(VisionOnly(retention=RETENTIONS[percent], stage1_ratio=1.0))
+
+
 def tuning() -> Iterator[tuple[str, Method | None]]:
     base: dict[str, Any] = {"retention": RETENTIONS[MAIN], "positions": "original"}
     yield "unpruned", None
@@ -164,7 +175,7 @@ GROUPS: dict[str, Callable[[], Iterator[tuple[str, Method | None]]]] = {
     "original": original, "tuned": tuned, "published": published, "ablations": ablations, "semantics": semantics,
     "layers": layers, "hidden": hidden, "rankings": rankings,
 }  # fmt: skip
-VALIDATION = {"tuning": tuning}
+VALIDATION = {"tuning": tuning, "split": split}
 """What is asked on the validation split, so that nothing is chosen by the answers that are reported."""
 FEWER = {"layers": 120, "hidden": 120, "rankings": 120}
 """Pictures that are asked about in groups where no two settings are close."""
