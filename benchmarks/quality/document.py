@@ -4,7 +4,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from benchmarks.markdown import table
-
 from vitcop import VisionOnly
 
 from . import claims, figures
