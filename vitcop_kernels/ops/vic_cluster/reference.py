@@ -97,6 +97,8 @@ def _cluster(
 
 def _squared_distances(features: Tensor, real: Tensor, metric: str, dist_scale: float, released: bool) -> Tensor:
     x = features.to(torch.float64).masked_fill(~real[..., None], 0.0)
+    if x.shape[-1] == 0:
+        x = x.new_zeros((*x.shape[:-1], 1))  # no features: all alike
     if metric == "cosine":  # 1 - cos = |u - v|^2 / 2, which does not cancel for near-duplicates
         x = x / x.abs().amax(-1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
         x = x / x.norm(dim=-1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)

@@ -20,6 +20,7 @@ def vic_cluster_varlen(
     **options: Any,
 ) -> padded.Clusters:
     total = features.shape[0]
+    max_seqlen = min(max_seqlen, max(total, num_centers))  # an upper bound may be loose
     start = cu_seqlens[:-1].long().clamp(0, total)  # [B]
     length = (cu_seqlens[1:].long().clamp(0, total) - start).clamp(0, max_seqlen)
     local = torch.arange(max_seqlen, device=features.device)
