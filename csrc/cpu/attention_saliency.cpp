@@ -55,7 +55,7 @@ void saliency_of(float* saliency, const Tensor& query, const Tensor& key, const 
         const int64_t query_head = head * (rows / m) + (first + r) / m, row = (first + r) % m;
         query_rows[r] =
             q + b * batch_stride(query, 4) + query_head * query.stride(-3) + row * query.stride(-2);
-        mask_rows[r] = mask + (b * m + row) * n;
+        mask_rows[r] = mask ? mask + (b * m + row) * n : nullptr;
       }
       rows_of<T>().attention({.key = k + b * batch_stride(key, 4) + head * key.stride(-3),
                               .key_stride = key.stride(-2),
@@ -87,8 +87,10 @@ Tensor attention_saliency(const Tensor& query, const Tensor& key, const std::opt
 
   const Tensor q = with_contiguous_rows(query), k = with_contiguous_rows(key);
   const Tensor allowed = mask ? mask->contiguous() : Tensor();
-  const double factor = scale.value_or(1.0 / std::sqrt(static_cast<double>(query.size(-1))));
+  const double factor =
+      scale.value_or(1.0 / std::sqrt(static_cast<double>(std::max<int64_t>(query.size(-1), 1))));
   Tensor saliency = empty(lead_and(key, 3, {key.size(-2)}), at::kFloat);
+  if (saliency.numel() == 0) return saliency;
   dispatch_element(q.scalar_type(), [&](auto element) {
     saliency_of<decltype(element)>(mutable_data<float>(saliency), q, k, mask ? data<bool>(allowed) : nullptr,
                                    static_cast<float>(factor));

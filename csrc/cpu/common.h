@@ -132,14 +132,18 @@ void dispatch_element(at::ScalarType dtype, F&& f) {
   }
 }
 
+// Where rows of no width lie: a tensor without elements has no memory, and nothing may be added to a null
+// pointer.
+alignas(8) inline char nowhere[8];
+
 template <class T>
 const T* data(const Tensor& t) {
-  return static_cast<const T*>(t.const_data_ptr());
+  return t.numel() ? static_cast<const T*>(t.const_data_ptr()) : reinterpret_cast<const T*>(nowhere);
 }
 
 template <class T>
 T* mutable_data(const Tensor& t) {
-  return static_cast<T*>(t.mutable_data_ptr());
+  return t.numel() ? static_cast<T*>(t.mutable_data_ptr()) : reinterpret_cast<T*>(nowhere);
 }
 
 inline Tensor empty(at::IntArrayRef sizes, at::ScalarType dtype) {
@@ -156,6 +160,11 @@ inline int64_t batch_of(const Tensor& t, int64_t dims_with_batch) {
 }
 inline int64_t batch_stride(const Tensor& t, int64_t dims_with_batch) {
   return t.dim() == dims_with_batch ? t.stride(0) : 0;
+}
+
+// n + 1. Of INT64_MAX INT64_MIN, which no tensor has for a size.
+inline int64_t one_more(int64_t n) {
+  return static_cast<int64_t>(static_cast<uint64_t>(n) + 1);
 }
 
 // How many iterations of about `cost` element operations each are worth a thread.

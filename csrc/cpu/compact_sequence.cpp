@@ -40,8 +40,8 @@ Tensor gather(const Tensor& companion, const Tensor& anchors, int64_t num_tokens
   int64_t bytes = static_cast<int64_t>(rows.element_size());
   for (int64_t d = lead; d < rows.dim(); ++d) bytes *= rows.size(d);
   const int64_t step = batched && rows.size(0) > 1 ? num_tokens * bytes : 0;
-  const char* from = static_cast<const char*>(rows.const_data_ptr());
-  char* to = static_cast<char*>(out.mutable_data_ptr());
+  const char* from = data<char>(rows);
+  char* to = mutable_data<char>(out);
   const int64_t* index = data<int64_t>(anchors);
   for (int64_t b = 0; b < batch; ++b)
     for (int64_t s = 0; s < count; ++s, to += bytes)

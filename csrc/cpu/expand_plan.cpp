@@ -36,7 +36,7 @@ void check(const Tensor& slots, const Tensor& anchors, const std::optional<Tenso
   TORCH_CHECK_VALUE(offsets || !perm, kOp, ": offsets: expected a tensor with perm, got None");
   TORCH_CHECK_VALUE(perm || !offsets, kOp, ": perm: expected a tensor with offsets, got None");
   check_part("perm", perm, at::kLong, slots.size(-1));
-  check_part("offsets", offsets, at::kLong, segments + 1);
+  check_part("offsets", offsets, at::kLong, one_more(segments));
   check_part("merged", merged, at::kBool, segments);
   check_part("valid", valid, at::kBool, num_slots);
 }
@@ -167,9 +167,11 @@ Outputs expand_plan(const Tensor& slots, const Tensor& anchors, const std::optio
     return empty(lead_and(slots, 1, {length}), dtype);
   };
   const int64_t segments = anchors.size(-1);
-  const Tensor out[] = {make(num_slots, at::kLong),  make(out_len + 1, at::kLong), make(out_len, at::kLong),
-                        make(out_len, at::kBool),    make(num_slots, at::kLong),   make(segments, at::kLong),
-                        make(out_len + 1, at::kLong)};
+  const Tensor out[] = {make(num_slots, at::kLong),        make(one_more(out_len), at::kLong),
+                        make(out_len, at::kLong),          make(out_len, at::kBool),
+                        make(num_slots, at::kLong),        make(segments, at::kLong),
+                        make(one_more(out_len), at::kLong)};
+  if (batch_of(slots, 2) == 0) return {out[0], out[1], out[2], out[3], out[4], out[5], out[6]};
   const auto row_of = [&](int64_t k, int64_t b) {
     return mutable_data<int64_t>(out[k]) + b * out[k].size(-1);
   };

@@ -115,18 +115,20 @@ std::tuple<Tensor, Tensor> key_proj(const Tensor& hidden, const Tensor& weight,
   const Projection p(hidden, weight, bias, num_heads);
   const int64_t n = p.num_tokens(), width = weight.size(0), d = p.head_dim;
   const Tensor keys = empty({p.batch(), n, width}, hidden.scalar_type());
+  const Tensor norms = empty(lead_and(hidden, 1, {}), at::kFloat);
+  const Tensor laid_out = keys.view(lead_and(hidden, 1, {num_heads, d})).transpose(-3, -2);
+  if (norms.numel() == 0) return {laid_out, norms};
   p.for_each_block([&](int64_t b, int64_t block) {
     Tensor out = keys.select(0, b).narrow(1, p.first_column(block), p.columns(block));
     p.multiply(out, p.hidden.select(0, b), block);
   });
 
-  Tensor norms = empty(lead_and(hidden, 1, {}), at::kFloat);
   dispatch_element(hidden.scalar_type(), [&](auto element) {
     using T = decltype(element);
     norm_keys(mutable_data<float>(norms), data<T>(keys), p.batch(), num_heads, n, d, n * width, d, width,
               heads == "mean");
   });
-  return {keys.view(lead_and(hidden, 1, {num_heads, d})).transpose(-3, -2), norms};
+  return {laid_out, norms};
 }
 
 // --- key_proj_norms
@@ -193,7 +195,7 @@ void l2_norms(float* norms, const Projection& p) {
 // mean over heads h of x[h*d + r], in float32, for d rows of `width`.
 template <class T>
 Tensor head_mean(const Tensor& x, int64_t heads, int64_t width) {
-  const int64_t d = x.numel() / (heads * width);
+  const int64_t d = x.size(0) / heads;
   const Tensor mean = empty({d, width}, at::kFloat);
   float* out = mutable_data<float>(mean);
   std::vector<int64_t> every_head(heads);
@@ -245,9 +247,10 @@ Tensor key_proj_norms(const Tensor& hidden, const Tensor& weight, const std::opt
     return call_reference(kOp, hidden, weight, bias, rms_weight, rms_eps, num_heads, std::string(heads))[0]
         .toTensor();
 
+  Tensor norms = empty(lead_and(hidden, 1, {}), at::kFloat);
+  if (norms.numel() == 0) return norms;
   Projection p(hidden, weight, bias, num_heads);
   if (rms_weight) p.hidden = normalised(p.hidden, rms_weight->detach(), rms_eps);
-  Tensor norms = empty(lead_and(hidden, 1, {}), at::kFloat);
   dispatch_element(hidden.scalar_type(), [&](auto element) {
     using T = decltype(element);
     (heads == "mean" ? mean_norms<T> : l2_norms<T>)(mutable_data<float>(norms), p);

@@ -246,6 +246,7 @@ Outputs plan_tokens(const Tensor& labels, const Tensor& scores, int64_t num_clus
          offsets = empty(lead_and(labels, 1, {segments + 1}), at::kLong);
   Tensor anchors = empty(lead_and(labels, 1, {segments}), at::kLong),
          merged = empty(anchors.sizes(), at::kBool);
+  if (batch == 0) return {perm, offsets, anchors, merged};
   const Plan first{mutable_data<int64_t>(perm), mutable_data<int64_t>(offsets),
                    mutable_data<int64_t>(anchors), mutable_data<bool>(merged), segments};
   const Options options{num_clusters, budget, quota, fill};

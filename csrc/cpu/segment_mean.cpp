@@ -67,6 +67,7 @@ Tensor segment_mean(const Tensor& x, const Tensor& perm, const Tensor& offsets,
 Tensor merge_segments(const Tensor& x, const Segments& segments) {
   const Tensor rows = with_contiguous_rows(x);
   Tensor y = empty(lead_and(x, 2, {segments.count, x.size(-1)}), x.scalar_type());
+  if (y.numel() == 0) return y;
   dispatch_element(x.scalar_type(), [&](auto element) {
     using T = decltype(element);
     merge_segments(mutable_data<T>(y), data<T>(rows), batch_stride(rows, 3), rows.stride(-2), x.size(-1),

@@ -23,7 +23,7 @@ void check(const Tensor& grad, const Tensor& perm, const Tensor& offsets,
   check_shape(kOp, "perm", perm, lead_and(grad, 2, {perm.size(-1)}));
   check_dtype(kOp, "offsets", offsets, at::kLong);
   check_same_device(kOp, "offsets", offsets, "grad", grad);
-  check_shape(kOp, "offsets", offsets, lead_and(grad, 2, {grad.size(-2) + 1}));
+  check_shape(kOp, "offsets", offsets, lead_and(grad, 2, {one_more(grad.size(-2))}));
   check_anchors(kOp, merge, anchors, merged, lead_and(grad, 1, {}), "grad", grad);
 }
 
@@ -101,6 +101,7 @@ Tensor segment_mean_backward(const Tensor& grad, const Tensor& perm, const Tenso
   const Segments segments(kOp, perm, offsets, anchors, merged, merge);
   const int64_t width = grad.size(-1);
   Tensor out = empty(lead_and(perm, 0, {width}), grad.scalar_type());
+  if (out.numel() == 0) return out;
   dispatch_element(grad.scalar_type(), [&](auto element) {
     using T = decltype(element);
     for (int64_t b = 0; b < segments.batch; ++b)

@@ -18,7 +18,7 @@ struct Threshold {
 Threshold kth_best(const uint32_t* ranks, int64_t n, int64_t k) {
   uint32_t prefix = 0, known = 0;
   for (int shift = 24; shift >= 0; shift -= 8) {
-    std::array<int32_t, 256> count{};
+    std::array<int64_t, 256> count{};
     for (int64_t i = 0; i < n; ++i)
       if ((ranks[i] & known) == prefix) ++count[(ranks[i] >> shift) & 0xff];
     uint32_t byte = 0;
@@ -47,7 +47,7 @@ Tensor select_tokens(const Tensor& scores, int64_t k, bool largest) {
 
   const int64_t batch = batch_of(scores, 2), n = scores.size(-1);
   Tensor index = empty(lead_and(scores, 1, {k}), at::kLong);
-  if (k == 0) return index;
+  if (index.numel() == 0) return index;
   dispatch_element(scores.scalar_type(), [&](auto element) {
     using T = decltype(element);
     at::parallel_for(0, batch, grain(8 * n), [&](int64_t begin, int64_t end) {

@@ -88,7 +88,7 @@ vic::Places places(const optional<Tensor>& positions, double tau) {
   vic::Places p;
   if (!positions || std::isinf(tau)) return p;
   const Tensor& t = *positions;
-  p = {t.const_data_ptr(), t.stride(-2), t.stride(-1), t.size(-1), nullptr};
+  p = {data<char>(t), t.stride(-2), t.stride(-1), t.size(-1), nullptr};
   switch (t.scalar_type()) {
     case at::kFloat:
       p.read = read<float>;
@@ -103,14 +103,13 @@ vic::Places places(const optional<Tensor>& positions, double tau) {
       p.read = read<c10::BFloat16>;
       break;
   }
-  static const float none = 0;
-  if (!p.data) p.data = &none;  // no element to read: everything is near
   return p;
 }
 
-vic::Tokens tokens(const Tensor& features, int64_t n) {
+// n tokens from element `first` on.
+vic::Tokens tokens(const Tensor& features, int64_t first, int64_t n) {
   const auto dtype = features.scalar_type();
-  return {features.const_data_ptr(),
+  return {data<char>(features) + first * static_cast<int64_t>(features.element_size()),
           features.stride(-2),
           nullptr,
           n,
@@ -270,8 +269,7 @@ Result vic_cluster(const Tensor& features, const optional<Tensor>& positions, do
   std::vector<vic::Sample> samples(batch_of(features, 3));
   for (int64_t b = 0; b < static_cast<int64_t>(samples.size()); ++b) {
     vic::Sample& s = samples[b];
-    s.tokens = tokens(rows, n);
-    s.tokens.data = static_cast<const char*>(s.tokens.data) + b * batch_stride(rows, 3) * rows.element_size();
+    s.tokens = tokens(rows, b * batch_stride(rows, 3), n);
     s.valid = valid ? data<bool>(*valid) + b * batch_stride(*valid, 2) : nullptr;
     s.valid_stride = valid ? valid->stride(-1) : 0;
     s.places = places(positions, tau);
@@ -354,8 +352,7 @@ Result vic_cluster_varlen(const Tensor& features, const optional<Tensor>& positi
   std::vector<vic::Sample> samples(batch);
   for (int64_t b = 0; b < batch; ++b) {
     vic::Sample& s = samples[b];
-    s.tokens = tokens(rows, at[b + 1] - at[b]);
-    s.tokens.data = static_cast<const char*>(s.tokens.data) + at[b] * rows.stride(0) * rows.element_size();
+    s.tokens = tokens(rows, at[b] * rows.stride(0), at[b + 1] - at[b]);
     s.places = places(positions, tau);
     if (s.places.data)
       s.places.data =

@@ -49,7 +49,11 @@ VITCOP_INLINE V words(const typename T::Element* row, int64_t k, int64_t d, cons
 #if VITCOP_VIC_LEVEL == 3
   uint16_t x[2 * W] = {};
   const int64_t left = d - 2 * k;
-  if (left >= 2 * W && !anchor) return load(reinterpret_cast<const float*>(row + 2 * k));
+  V v;
+  if (left >= 2 * W && !anchor) {
+    __builtin_memcpy(&v, row + 2 * k, sizeof v);
+    return v;
+  }
   __builtin_memcpy(x, row + 2 * k, 2 * (left < 2 * W ? left : 2 * W));
   if (anchor) {
     for (int l = 0; l < 2 * W; ++l) {
@@ -57,7 +61,8 @@ VITCOP_INLINE V words(const typename T::Element* row, int64_t k, int64_t d, cons
       x[l] = __builtin_bit_cast(uint32_t, shifted) >> 16;  // exact: see anchors()
     }
   }
-  return load(reinterpret_cast<const float*>(x));
+  __builtin_memcpy(&v, x, sizeof v);
+  return v;
 #else
   V v;
   if (k + W <= d) {
