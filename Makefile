@@ -12,9 +12,7 @@ BUILD_TOOLS := "setuptools>=77" "cmake>=3.24" ninja pybind11
 NATIVE := CMakeLists.txt setup.py $(shell find csrc -name '*.cpp' -o -name '*.h')
 
 .PHONY: demo test test-transformers-4 test-eval test-vllm lint format gpu-report aot features quality readme wheel build clean
-.PHONY: bench targets scale prefill compare
-
-.PHONY: fuzz fuzz-slice
+.PHONY: bench targets scale prefill compare evidence fuzz fuzz-slice fuzz-boundary sanitize mutants
 
 demo: build
 	$(BIN)/vitcop run --out out/demo
@@ -95,6 +93,21 @@ features: build
 readme: build
 	COLUMNS=100 $(BIN)/vitcop run --out out/demo > docs/demo.txt
 	$(BIN)/python -m benchmarks.readme
+
+# The C++ kernels under AddressSanitizer, UBSan and ThreadSanitizer; libFuzzer on the op boundary. Both need clang.
+sanitize: build
+	$(BIN)/python -m benchmarks.evidence.sanitizers
+
+fuzz-boundary: build
+	$(BIN)/python -m benchmarks.evidence.boundary
+
+# docs/evidence.md from the results of all of these.
+evidence: build
+	$(BIN)/python -m benchmarks.evidence
+
+# Bugs planted in every op, which the op's tests must notice.
+mutants: build
+	$(BIN)/python -m benchmarks.evidence.mutants
 
 wheel: build
 	$(PIP) wheel . --no-deps --no-build-isolation --wheel-dir dist
