@@ -11,16 +11,17 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-# Before anything imports vLLM: nothing is fetched or reported, and the engine runs in this process.
-os.environ |= {
-    "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING",
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-}  # fmt: skip
+WITH_VLLM = importlib.util.find_spec("vllm") is not None
+
+if WITH_VLLM:  # before anything imports it: nothing is fetched or reported, and the engine runs in this process
+    os.environ |= {
+        "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    }  # fmt: skip
 
 
 def pytest_report_header() -> str:
-    found = importlib.util.find_spec("vllm")
-    return "no vLLM: the tests of the running plugin are left to `make test-vllm`" if found is None else "with vLLM"
+    return "with vLLM" if WITH_VLLM else "no vLLM: the tests of the running plugin are left to `make test-vllm`"
 
 
 Start = Callable[..., Any]

@@ -1,6 +1,7 @@
 """Without an engine: what vLLM is made to serve, and what its caches know an image by."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -97,3 +98,62 @@ def test_another_version_is_refused_when_asked_for_and_serves_when_not(monkeypat
         ValueError, match=r"vitcop: expected vLLM 0.12, got 0\.\d+.*: leave 'vitcop' out to serve as is"
     ):
         ModelConfig(**options, hf_overrides={"vitcop": {"tokens": 64}})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"vision_feature_layer": [-2, -5]}, "the type of vision_feature_layer to be 'int', got 'list'"),
+        ({"vision_feature_select_strategy": "full"}, "the vision_feature_select_strategy to be 'default', got 'full'"),
+        ({"vision_config": SimpleNamespace(model_type="siglip_vision_model")}, "'clip_vision_model', got 'siglip_vis"),
+    ],
+)
+def test_towers_that_cannot_be_ranked_are_refused(change: dict[str, Any], message: str) -> None:
+    from vitcop.serving.tower import PrunedTower
+
+    found: dict[str, Any] = {
+        "vitcop": {"tokens": 64}, "vision_feature_layer": -2, "vision_feature_select_strategy": "default",
+        "vision_config": SimpleNamespace(model_type="clip_vision_model"), **change,
+    }  # fmt: skip
+
+    class Model:
+        def __init__(self, *, vllm_config: Any, prefix: str) -> None:
+            self.config = SimpleNamespace(**found)
+
+    class Pruned(PrunedTower, Model):
+        pass
+
+    with pytest.raises(NotImplementedError, match=f"vitcop: expected {'.*' if 'siglip' in message else ''}{message}"):
+        Pruned(vllm_config=None)
+
+
+def test_the_engines_own_number_has_one_place() -> None:
+    from vllm.config import ModelConfig
+    from vllm.multimodal import MULTIMODAL_REGISTRY
+    from vllm.plugins import load_general_plugins
+
+    load_general_plugins()
+    config = ModelConfig(
+        model=str(TINY), hf_overrides={"vitcop": {"tokens": 64}}, mm_processor_kwargs={"vitcop_tokens": 8}
+    )
+    with pytest.raises(ValueError, match=r"--mm-processor-kwargs: expected no vitcop_tokens.*--hf-overrides"):
+        MULTIMODAL_REGISTRY.create_processor(config)
+
+
+@pytest.mark.parametrize(
+    ("tiles", "expected"),
+    [
+        ([1] * 32, [32]),
+        ([1] * 33, [32, 1]),
+        ([5] * 7, [6, 1]),
+        ([40, 1, 40], [1, 1, 1]),
+        ([3], [1]),
+        ([30, 2, 1], [2, 1]),
+    ],
+)
+def test_tiles_of_one_pass(tiles: list[int], expected: list[int]) -> None:
+    from vitcop.serving.tower import parts
+
+    found = parts(tiles)
+    assert [part.stop - part.start for part in found] == expected
+    assert [number for part in found for number in range(part.start, part.stop)] == list(range(len(tiles)))
