@@ -37,7 +37,7 @@ class Layout:
 
     def arrange(self, x: Tensor, first: Sequence[int]) -> Tensor:
         """`[tiles of many images, N, D]` -> `[G, V, D]` of the images whose tiles begin at `first`; NaN at breaks."""
-        begin = torch.tensor(first)[:, None] * x.shape[1]
+        begin = torch.tensor(first, device="cpu")[:, None] * x.shape[1]
         index = torch.where(self.index < 0, len(x) * x.shape[1], self.index + begin).to(x.device)
         return torch.cat([x.flatten(0, 1), x.new_full((1, x.shape[-1]), float("nan"))])[index]
 
@@ -54,7 +54,7 @@ def _layout(index: Tensor, tiles: int, rows: int, columns: int) -> Layout:
 @functools.cache
 def one_tile(side: int) -> Layout:
     """LLaVA-1.5: the patches of a tower with side x side of them."""
-    return _layout(torch.arange(side * side), 1, side, side)
+    return _layout(torch.arange(side * side, device="cpu"), 1, side, side)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -63,8 +63,9 @@ def anyres(height: int, width: int, rows: int, columns: int, side: int) -> Layou
     width in it, a line break behind each of its lines."""
     from transformers.models.llava_next.modeling_llava_next import unpad_image
 
-    base = torch.arange(side * side)
-    plane = (base + len(base)).view(side, side) + len(base) * torch.arange(rows * columns).view(rows, columns, 1, 1)
+    base = torch.arange(side * side, device="cpu")
+    tile = torch.arange(rows * columns, device="cpu").view(rows, columns, 1, 1)
+    plane = (base + len(base)).view(side, side) + len(base) * tile
     plane = unpad_image(plane.transpose(1, 2).reshape(1, rows * side, columns * side), (height, width))[0]
     lines = torch.nn.functional.pad(plane, (0, 1), value=-1)
     return _layout(torch.cat([base, lines.flatten()]), 1 + rows * columns, side, side)
