@@ -1,13 +1,12 @@
 """About a minute of the fuzzer, always the same cases, and what hypothesis finds with the same generators."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support import NATIVE_OPS, threads
+from support import NATIVE_OPS
 
 from benchmarks.evidence.fuzz.campaign import chunks, run
 from benchmarks.evidence.fuzz.cases import OPS, TRITON_EVERY, drawn
@@ -17,13 +16,6 @@ from benchmarks.evidence.fuzz.judge import judge
 NAMES = ("reference", *(["native"] if set(OPS) <= NATIVE_OPS else []))
 CASES = 2400  # of all ops: seconds on one core for those of numbers and indices, half a minute for the clusterings
 INTERPRETED = 4  # of each op, small ones that Triton's interpreter gets as well
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Threads that wait for each other over small inputs would take most of the minute."""
-    with threads(1):
-        yield
 
 
 def described(tally: Any) -> str:

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from benchmarks.evidence import record
 
-from .campaign import Tally, chunks, run
+from .campaign import MOST_MISMATCHES, Tally, chunks, run
 from .cases import OPS, Case, case_of
 from .implementations import NAMES, titles
 from .judge import judge
@@ -39,12 +39,17 @@ def main(
     work = chunks(chosen(ops, OPS, "--ops"), cases, seed)
     total = sum(end - first for _, first, end in work)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    start = time.monotonic()
+    start, told = time.monotonic(), [0]
     with Progress(*columns, TimeRemainingColumn()) as progress:
         task = progress.add_task("no mismatch", total=total)
 
         def advance(tally: Tally, count: int) -> None:
             wrong = len(tally.mismatches)
+            for what in tally.mismatches[told[0] : MOST_MISMATCHES]:
+                progress.console.print(
+                    f"{what['replay']}  # {what['implementation']}: {what['why']}", markup=False, soft_wrap=True
+                )
+            told[0] = wrong
             progress.update(task, advance=count, description=f"{wrong} mismatches" if wrong else "no mismatch")
             done = sum(tally.cases.values())
             if not progress.console.is_terminal and done * 20 // total > (done - count) * 20 // total:  # a log
@@ -61,8 +66,6 @@ def main(
     about = dict(seeds=[seed, seed + each - 1], seconds=round(time.monotonic() - start), numpy=np.__version__)
     about |= dict(titles=titles())
     found = about | dict(structures=structures) | found
-    for what in found["mismatches"][:20]:
-        print(f"{what['replay']}  # {what['implementation']}: {what['why']}")
     print(f"{found['cases']} cases, {found['answers']}")
     if write:
         print(record.keep("fuzz", command(cases, seed, ops, implementations, minutes), found))

@@ -200,29 +200,13 @@ class Certificate:
             return "padding is a centre"
         is_center = np.zeros(s.n, bool)
         is_center[chosen] = True
-        with np.errstate(all="ignore"):
-            of_parent = np.where(got.parent >= 0, s.d2(s.gap2[np.arange(s.n), got.parent]), 0.0)
-            # A delta that float32 rounds to 0 still counts; that of duplicates does not.
-            log_delta = np.where(got.delta > 0, np.log(got.delta), 0.5 * np.log(of_parent))
-        infinite = got.delta == INF
-        near_nothing = (self.low == -INF) if not o.released else ~s.real
-        root = (got.parent == -1) & s.valid & (not o.released)
-        tier = np.where(root, 4, np.where(near_nothing, 0, np.where(infinite, 3, 2)))
-        tier = np.where((tier == 2) & (log_delta == -INF) & (not o.released), 1, tier)
-        slack = 2.0**-21 if o.released else self.precision.distance
-        with np.errstate(invalid="ignore"):  # -inf + inf: in tier 0
-            low, high = self.low + log_delta - slack, self.high + log_delta + slack
-        if o.released:  # gamma is a float32 product, which may vanish; the order among infinities is left to its sort
-            low, high = (np.where(tier == 3, 0.0, np.where(v < -85.0, -85.0, v)) for v in (low, high))
-        else:
-            level = (tier == 1) | (tier == 3)  # equal gammas: the denser first
-            low, high = np.where(level, self.low, low), np.where(level, self.high, high)
-        low, high = (np.where((tier == 0) | (tier == 4), 0.0, v) for v in (low, high))
+        (tier_low, low), (tier_high, high) = self.gamma(got)
         if k and (others := np.flatnonzero(s.valid & ~is_center)).size:
-            weakest = min(zip(tier[chosen].tolist(), high[chosen].tolist(), strict=True))
-            better = (tier[others] > weakest[0]) | ((tier[others] == weakest[0]) & (low[others] > weakest[1]))
+            weakest = min(zip(tier_high[chosen].tolist(), high[chosen].tolist(), strict=True))
+            better = (tier_low[others] > weakest[0]) | ((tier_low[others] == weakest[0]) & (low[others] > weakest[1]))
             if better.any():
                 return f"token {others[better.argmax()]} is a better centre than one of the chosen"
+        root = s.valid & (got.parent == -1)
         if not o.released:  # duplicates with equal delta tie exactly
             tokens = np.flatnonzero(s.valid & ~root)
             order = tokens[np.lexsort((tokens, got.delta[tokens], self.twin[tokens]))]
@@ -232,6 +216,37 @@ class Certificate:
                 j = int(bad.argmax())
                 return f"{b[j]} is a centre, but {a[j]}, which ties with it, is not"
         return ""
+
+    def gamma(self, got: Clusters) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+        """Lower and upper end of the key of which the largest become centres: a tier, and a number inside it.
+
+        Tiers: 0 near nothing, 1 gamma is 0, 2 by log gamma, 3 gamma is inf, 4 the densest. In 1 and 3 the denser wins.
+        """
+        s, o, index = self.sample, self.sample.options, np.arange(self.sample.n)
+        with np.errstate(all="ignore"):
+            gap2 = np.where(got.parent >= 0, s.gap2[index, np.maximum(got.parent, 0)], INF)
+            told, least, most = np.log(got.delta), *(0.5 * np.log(s.d2(f(gap2))) for f in (self.lower, self.upper))
+            # delta as it was before float32 rounded it, to 0 or to inf even; unless it is not that of the parent.
+            near = np.ones(s.n, bool) if s.near is None else s.near[index, np.maximum(got.parent, 0)]
+            own = (told >= least - 2.0**-20) & (told <= most + 2.0**-20) | (got.delta == 0)
+            own |= (got.delta == INF) & near & (gap2 < INF) & (most > 88.7)
+            slack = self.precision.distance + 2.0**-20
+            low = self.low + np.where(own, least, told - slack)
+            high = self.high + np.where(own, most, told + slack)
+        if o.released:  # a product of float32 numbers, which may vanish; the order among infinities is left to its sort
+            low, high = (np.where(np.isnan(v), -INF, v) for v in (low - 2.0**-21, high + 2.0**-21))
+            bottom = np.where(s.real, 2, 0)
+            tiers = [np.where(s.real & (v > 88.72), 3, bottom) for v in (low - 0.01, high + 0.01)]
+            low, high = (np.where(t == 2, np.maximum(v, -85.0), 0.0) for t, v in zip(tiers, (low, high), strict=True))
+            return (tiers[0], low), (tiers[1], high)
+        tier = np.where((got.delta == INF) & ~own, 3, 2)
+        tier = np.where((gap2 == 0) & (got.delta == 0), 1, tier)
+        tier = np.where(self.low == -INF, 0, tier)
+        tier = np.where((got.parent == -1) & s.valid, 4, tier)
+        by_level = (tier == 1) | (tier == 3)
+        low, high = np.where(by_level, self.low, low), np.where(by_level, self.high, high)
+        low, high = (np.where((tier == 0) | (tier == 4), 0.0, v) for v in (low, high))
+        return (tier, low), (tier, high)
 
     def check_labels(self, got: Clusters) -> str:
         s = self.sample
