@@ -42,8 +42,7 @@ class Run:
         self.kind = mask_kind(adapter.decoder.config._attn_implementation)
         self.before = caches.state_of(cache)
         self.cache, self.seen = cache, caches.seen(cache)
-        history = [caches.layer_length(cache, layer) for layer in range(adapter.shape.num_layers)]
-        self.history = history  # columns of each layer before this forward
+        self.history = [caches.layer_length(cache, i) for i in range(adapter.shape.num_layers)]  # before this forward
         self.valid, self.lengths = read_padding(padding_mask, prompt, self.batch, self.queries, self.device)
         self.prompt_valid = self.valid
         new = self.before is None and bool(groups)
