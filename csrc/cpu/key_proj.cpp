@@ -36,6 +36,18 @@ class SerialBlas {
 
 constexpr int64_t kBlockColumns = 512;
 
+// Whether each row begins a cache line. BLAS may sum in another order where rows do not, and a sample's place
+// in its batch decides that: such rows are copied to memory of their own first.
+bool on_lines(const Tensor& rows) {
+  constexpr uintptr_t kLine = 64;
+  const auto at = reinterpret_cast<uintptr_t>(rows.const_data_ptr());
+  return rows.stride(1) == 1 && at % kLine == 0 && rows.stride(0) * rows.element_size() % kLine == 0;
+}
+
+Tensor aligned(const Tensor& rows) {
+  return on_lines(rows) ? rows : rows.clone(at::MemoryFormat::Contiguous);
+}
+
 struct Projection {
   Tensor hidden;  // [B, N, C]
   Tensor weight;  // [H*d, C]
@@ -69,8 +81,9 @@ struct Projection {
     });
   }
 
-  // keys [N, columns(block)] = x [N, C] times the block's weight, plus its bias.
-  void multiply(Tensor& keys, const Tensor& x, int64_t block) const {
+  // keys [N, columns(block)] = rows [N, C] times the block's weight, plus its bias.
+  void multiply(Tensor& keys, const Tensor& rows, int64_t block) const {
+    const Tensor x = aligned(rows);
     const Tensor w = weight.narrow(0, first_column(block), columns(block)).t();
     if (bias.defined())
       at::cpu::addmm_out(keys, bias.narrow(0, first_column(block), columns(block)), x, w);
@@ -120,7 +133,9 @@ std::tuple<Tensor, Tensor> key_proj(const Tensor& hidden, const Tensor& weight,
   if (norms.numel() == 0) return {laid_out, norms};
   p.for_each_block([&](int64_t b, int64_t block) {
     Tensor out = keys.select(0, b).narrow(1, p.first_column(block), p.columns(block));
-    p.multiply(out, p.hidden.select(0, b), block);
+    Tensor product = on_lines(out) ? out : empty({n, p.columns(block)}, hidden.scalar_type());
+    p.multiply(product, p.hidden.select(0, b), block);
+    if (!product.is_same(out)) out.copy_(product);
   });
 
   dispatch_element(hidden.scalar_type(), [&](auto element) {
@@ -220,7 +235,7 @@ void mean_norms(float* norms, const Projection& p) {
     const SerialBlas serial;
     for (int64_t i = begin; i < std::min(end, total); ++i) {
       const int64_t b = i / blocks, first = i % blocks * kRows, count = std::min(kRows, n - first);
-      const Tensor x = p.hidden.select(0, b).narrow(0, first, count).to(at::kFloat);
+      const Tensor x = aligned(p.hidden.select(0, b).narrow(0, first, count).to(at::kFloat));
       Tensor keys = empty({count, d}, at::kFloat);
       if (bias.defined())
         at::cpu::addmm_out(keys, bias, x, weight);

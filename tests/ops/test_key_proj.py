@@ -15,6 +15,7 @@ from support import (
     layouts,
     name_of,
     reference,
+    tensors,
     unit_roundoff,
 )
 from torch import Tensor
@@ -203,6 +204,21 @@ def test_a_batch_and_threads_change_nothing(op: str, dtype: torch.dtype) -> None
     else:
         rms = torch.rand(48).to(dtype)
         assert_batch_invariant(op, [hidden], weight, bias, rms, samples=3, num_heads=2)
+
+
+@pytest.mark.parametrize("heads", HEADS)
+@pytest.mark.parametrize("op", ["key_proj", "key_proj_norms"])
+@pytest.mark.parametrize(("n", "width", "out"), [(5, 13, 4), (3, 159, 64), (3, 206, 46), (70, 49, 34)])
+def test_a_place_in_memory_changes_nothing(n: int, width: int, out: int, op: str, heads: str) -> None:
+    """Samples of odd sizes lie across cache lines, each otherwise, and a BLAS may sum them otherwise."""
+    hidden, weight, bias = inputs(n, width, out, torch.float32, (1,))
+    want = tensors(call(op, hidden, weight, bias, num_heads=2, heads=heads))
+    for got in (
+        call(op, hidden.expand(7, n, width).contiguous(), weight, bias, num_heads=2, heads=heads),
+        call(op, dict(layouts(hidden))["unaligned"], weight, bias, num_heads=2, heads=heads),
+    ):
+        for t, one in zip(tensors(got), want, strict=True):
+            assert_same_bits(t, one.expand(t.shape))
 
 
 def test_the_two_ops_agree_on_the_norms() -> None:
