@@ -132,6 +132,7 @@ def test_an_interrupt_between_decoding_steps(family: Family, step: int) -> None:
 
 
 CHILD = """
+import signal
 import sys
 import torch
 from families import FAMILIES
@@ -139,6 +140,7 @@ from fault_injection import answer, snapshot
 from transformers.generation.streamers import BaseStreamer
 import vitcop
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs in the background are started with it ignored
 torch.set_num_threads(1)
 family = FAMILIES["llava"]
 model, inputs = family.build(layers=4), family.batch([family.prompt(1)])
