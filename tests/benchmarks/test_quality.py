@@ -13,7 +13,7 @@ from benchmarks.quality.questions import TASKS, Item, ask, by_picture, score
 from benchmarks.quality.results import KEPT_FROM, Results
 from benchmarks.quality.run import FOLDER, Study, batches, describe
 from benchmarks.quality.scores import Answered
-from vitcop import ViTCoP
+from vitcop import VisionOnly, ViTCoP
 from vitcop.loading import TINY
 from vitcop.methods import Method
 
@@ -187,11 +187,20 @@ def test_committed_questions_are_those_that_the_script_asks(results: Results) ->
 
 def test_the_tuned_preset_is_what_was_best_on_the_validation_split() -> None:
     page = document.Page(Results.read("validation"))
-    best = max((name for name in page.results.found if name != "unpruned"), key=lambda name: page.retained(name).value)
+    tried = [name for name in page.results.found if name.startswith("tuning-")]
+    best = max(tried, key=lambda name: page.retained(name).value)
     chosen = ViTCoP.tuned(
         retention=1 / 9, positions="original", shallow_layer=settings.SHALLOW, deep_layer=settings.DEEP
     )
     assert page.results.found[best]["method"] == describe(chosen)
+
+
+@pytest.mark.parametrize("budget", ["22.2", "11.1"])
+def test_the_split_of_vision_only_is_no_worse_than_another_on_the_validation_split(budget: str) -> None:
+    page = document.Page(Results.read("validation"))
+    default = f"split-{budget}-{VisionOnly(retain=1).merged_share}"
+    others = [name for name in page.results.found if name.startswith(f"split-{budget}-") and name != default]
+    assert len(others) == 5 and all(page.against(name, default).low <= 0 for name in others)
 
 
 def test_tasks_of_the_study_are_those_that_the_model_can_do(results: Results) -> None:
