@@ -216,3 +216,12 @@ def test_a_packed_sample_has_the_bits_it_has_alone() -> None:
 def test_malformed_boundaries_are_clamped(cu: list[int], semantics: str) -> None:
     args = (whole(42, 5), None, torch.tensor(cu), 20, 3.0, 0.5, 4)
     assert_same(*both("vic_cluster_varlen", *args, semantics=semantics))
+
+
+def test_distances_too_large_for_float32_leave_padding_last_in_the_release() -> None:
+    features = 1.5e38 * torch.rand(12, 89).round().mul(2).sub(1)
+    valid = torch.arange(12) % 3 > 0
+    options = {"semantics": "released", "density": "knn", "root_delta": "max"}
+    args = (features, None, 1.0, float("inf"), 12, valid)
+    got, want = launch("vic_cluster", *args, **options), reference("vic_cluster", *args, **options)
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))

@@ -213,6 +213,18 @@ def test_tied_gammas_of_the_release_are_ordered_as_alone() -> None:
         assert torch.equal(got[1][b], alone[1]) and torch.equal(got[0][rows], alone[0]), b
 
 
+@pytest.mark.parametrize("run", [call, reference])
+def test_distances_too_large_for_float32_leave_padding_last_in_the_release(run: Any) -> None:
+    """A density of 0 times a distance of inf is no number, which torch sorts behind padding."""
+    features = 1.5e38 * torch.rand(12, 89).round().mul(2).sub(1)
+    valid = torch.arange(12) % 3 > 0
+    options = {"semantics": "released", "density": "knn", "root_delta": "max"}
+    labels, centers, parent, rho, delta = run("vic_cluster", features, None, 1.0, INF, 12, valid, **options)
+    assert delta[valid].isinf().all() and (rho == 0).all()
+    assert centers.tolist() == [i for i in range(12) if valid[i]] + [-1] * 4
+    assert (labels[valid] >= 0).all() and (labels[~valid] == -1).all() and (parent < 12).all()
+
+
 def test_padding_may_leave_few_of_many_tokens() -> None:
     """Up to 2048 tokens keep the distances of all pairs, more memory than a longer sample takes."""
     features, places = torch.randn(2200, 4), torch.rand(2200, 2)

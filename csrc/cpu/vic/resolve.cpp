@@ -21,7 +21,8 @@ void choose_as_released(Scratch& s, int64_t n, int64_t count, int64_t total) {
   std::fill_n(keys, total, static_cast<float>(kInf));
   for (int64_t i = 0; i < n; ++i) {
     const float delta = static_cast<float>(std::sqrt(s.delta2[i]));
-    const float gamma = s.delta2[i] == kInf ? delta : s.rho[i] * delta;
+    // A distance may be too large for float32 alone. 0 * inf would be sorted behind padding.
+    const float gamma = std::isinf(delta) ? delta : s.rho[i] * delta;
     keys[s.index ? s.index[i] : i] = s.bad[i] ? 1.0f : -gamma;
   }
   const at::Tensor order = at::argsort(key);

@@ -192,7 +192,8 @@ def gamma_kernel(
     )  # fmt: skip
     delta = tl.where(norm == -1.0, INF, tl.sqrt(d2)).to(tl.float32)
     rho = tl.load(p_rho + start + r, mask=r < n, other=0.0)
-    key = tl.where(d2 == INF, -INF, -(rho * tl.where(d2 == INF, 1.0, delta)))
+    far = delta == INF  # or too large for float32 alone: 0 * inf would be sorted behind padding
+    key = tl.where(far, -INF, -(rho * tl.where(far, 1.0, delta)))
     key = tl.where(norm == INF, 1.0, key)
     key = tl.where(norm == -1.0, INF, key)
     tl.store(p_delta + start + r, delta, mask=r < n)

@@ -172,7 +172,8 @@ def _order_as_released(rho: Tensor, delta2: Tensor, real: Tensor, valid: Tensor)
     It is not stable: equal (say, infinite) gammas come out in an order of torch's own, and only the same call gives the
     same centres.
     """
-    gamma = torch.where(delta2 == INF, INF, rho * delta2.sqrt().to(rho.dtype))
+    delta = delta2.sqrt().to(rho.dtype)
+    gamma = torch.where(delta == INF, INF, rho * delta)  # a distance may be too large for float32 alone
     gamma = gamma.masked_fill(~real, -1.0).masked_fill(~valid, -INF)
     order = torch.empty(gamma.shape, dtype=torch.int64, device=gamma.device)
     for sample, key in zip(order, -gamma, strict=True):  # row by row, so that a batch cannot change the order of ties
