@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip("PIL")
 
-from PIL import Image
+from PIL import Image, ImageFile
 
 from vitcop.images import MAX_BYTES, MAX_PIXELS, ImageError, open_image
 
@@ -148,7 +148,12 @@ def test_modes_that_are_taken(tmp_path: Path, mode: str) -> None:
 
 @pytest.mark.parametrize("kind", ["jpeg", "png", "webp", "gif", "tiff", "bmp", "ppm"])
 @pytest.mark.parametrize("share", [0.02, 0.5, 0.9])
-def test_files_that_end_too_early(tmp_path: Path, kind: str, share: float) -> None:
+@pytest.mark.parametrize("lenient", [False, True])
+def test_files_that_end_too_early(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lenient: bool, kind: str, share: float
+) -> None:
+    """Also where another library has told Pillow, for the whole process, to put up with them."""
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", lenient)
     noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
     whole = io.BytesIO()
     Image.fromarray(noise).save(whole, kind)
@@ -156,6 +161,7 @@ def test_files_that_end_too_early(tmp_path: Path, kind: str, share: float) -> No
     path.write_bytes(whole.getvalue()[: int(len(whole.getvalue()) * share)])
     said = refusal(path)
     assert said.startswith(f"half.{kind} cannot be decoded (") or "is not a picture of a known format" in said
+    assert ImageFile.LOAD_TRUNCATED_IMAGES is lenient
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -1,6 +1,9 @@
 """The one door through which pictures come in: bounded in bytes and pixels before anything is decoded."""
 
+import contextlib
+import threading
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -37,7 +40,7 @@ def _decode(source: Path | BinaryIO, name: str) -> Any:
     from PIL import Image, ImageOps
 
     try:
-        with warnings.catch_warnings():
+        with _whole(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of what is refused below, or decoded all the same
             with Image.open(source, formats=FORMATS) as image:
                 _check(image, name)
@@ -54,6 +57,22 @@ def _decode(source: Path | BinaryIO, name: str) -> Any:
     except Exception as error:  # damaged files raise whatever their decoder stumbles over
         said = " ".join(str(error).split()).split(". ")[0].rstrip(".")
         raise ImageError(f"{name} cannot be decoded ({said or type(error).__name__})") from None
+
+
+_SETTING = threading.Lock()
+
+
+@contextlib.contextmanager
+def _whole() -> Iterator[None]:
+    """Libraries set Pillow, for the whole process, to make up what a cut-off file lacks; that holds nowhere in here."""
+    from PIL import ImageFile
+
+    with _SETTING:
+        before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
+        try:
+            yield
+        finally:
+            ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 
 def _check(image: Any, name: str) -> None:
