@@ -9,10 +9,10 @@ nothing that went by may still be alive.
 import copy
 import gc
 import io
-import pickle
 import sys
 from collections import Counter
 from collections.abc import Callable
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -67,7 +67,7 @@ def misuses(model: Any, inputs: dict[str, Any], method: Any) -> dict[str, list[t
     return {
         "a second pruning of the model": [(lambda m=m: vitcop.attach(m, method), ValueError) for m in parts[:2]],
         "a copy": [(lambda part=part: copy.deepcopy(part), TypeError) for part in parts],
-        "a pickle": [(lambda part=part: pickle.dumps(part), TypeError) for part in parts],
+        "a pickle": [(lambda part=part: ForkingPickler.dumps(part), TypeError) for part in parts],
         "torch.save of the model": [(lambda part=part: torch.save(part, io.BytesIO()), TypeError) for part in parts],
         "a copy of a hook": [(lambda site=site: copy.deepcopy(site.original), TypeError) for site in sites],
         "a pruned cache afterwards": [(lambda: model(last, past_key_values=old), RuntimeError)],

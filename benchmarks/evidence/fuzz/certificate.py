@@ -231,8 +231,11 @@ class Certificate:
             own = (told >= least - 2.0**-20) & (told <= most + 2.0**-20) | (got.delta == 0)
             own |= (got.delta == INF) & near & (gap2 < INF) & (most > 88.7)
             slack = self.precision.distance + 2.0**-20
-            low = self.low + np.where(own, least, told - slack)
-            high = self.high + np.where(own, most, told + slack)
+            level = (self.low, self.high)
+            if o.released:  # of rho as it comes back: below 2^-126 float32 keeps few bits of it, which delta may lift
+                level = (np.log(np.maximum(self.rho_low, 0.0)), np.log(self.rho_high))
+            low = level[0] + np.where(own, least, told - slack)
+            high = level[1] + np.where(own, most, told + slack)
         if o.released:  # a product of float32 numbers, which may vanish; the order among infinities is left to its sort
             low, high = (np.where(np.isnan(v), -INF, v) for v in (low - 2.0**-21, high + 2.0**-21))
             bottom = np.where(s.real, 2, 0)
