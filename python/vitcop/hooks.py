@@ -3,7 +3,7 @@
 import threading
 from collections import UserDict, UserList
 from collections.abc import Callable
-from typing import Any, NoReturn, Protocol, TypeVar
+from typing import Any, Generic, NoReturn, Protocol, TypeVar
 
 import torch
 from torch import nn
@@ -17,16 +17,17 @@ class Hook(Protocol):
 
 
 class untraced:
-    """A function, and a graph break where it would be traced. Costs nothing where nothing is compiled.
+    """A function, and a graph break where it would be traced. Costs half a microsecond where nothing is compiled.
 
     What holds it can be neither copied nor pickled: the copy would be pruned forever, by the state of this model.
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
-        self.function, self.eager = function, torch.compiler.disable(function)
+        self.eager = torch.compiler.disable(function)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return (self.eager if torch.compiler.is_compiling() else self.function)(*args, **kwargs)
+        # Not only while compiling: a frame that runs eagerly inside a compiled model is traced on its own.
+        return self.eager(*args, **kwargs)
 
     def __deepcopy__(self, memo: Any) -> NoReturn:
         raise TypeError(
@@ -71,3 +72,22 @@ def before_forward(module: nn.Module, before: Before) -> Hook:
     if getattr(module, "_compiled_call_impl", None) is not None:
         return _InFrontOfCompiled(module, before)
     return module.register_forward_pre_hook(untraced(before), with_kwargs=True)
+
+
+class Seen(Generic[T]):
+    """Values by name, of a thread's run of a module, which traced hooks may `put` as well.
+
+    A graph break inside a hook can lose its call (transformers 4.57's CLIP), so those that run in compiled code are not
+    `untraced`, and ask for no thread there: compiled towers are for one thread at a time.
+    """
+
+    def __init__(self) -> None:
+        self._values: dict[str | tuple[int, str], T] = {}
+
+    def put(self, name: str, value: T) -> None:
+        self._values[name if torch.compiler.is_compiling() else (threading.get_ident(), name)] = value
+
+    def take(self, name: str) -> T | None:
+        """The value, which is forgotten; None where there is none."""
+        traced, own = self._values.pop(name, None), self._values.pop((threading.get_ident(), name), None)
+        return traced if own is None else own

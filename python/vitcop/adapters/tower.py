@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import vitcop_kernels as ops
-from vitcop.hooks import NamesPerThread, untraced
+from vitcop.hooks import Seen, untraced
 from vitcop.layout import grid_positions
 
 from .base import VISION, Adapter, Removable, VisualTokens, feature_layer, tower_layers
@@ -121,25 +121,24 @@ class TowerAdapter(Adapter):
         return projected
 
     def watch(self, tower_outputs: MutableSequence[VisualTokens]) -> Iterable[Removable]:
-        seen: NamesPerThread[Tensor] = NamesPerThread()
+        seen: Seen[Tensor] = Seen()
         one_layer = isinstance(self.config.vision_feature_layer, int)
 
         def keep_query(module: nn.Module, args: Any, output: Tensor) -> None:
             # A row of its own: a view would keep the queries of all patches.
-            seen["query"] = output[:, :1].detach().clone() if self.has_cls else output.detach()
+            seen.put("query", output[:, :1].detach().clone() if self.has_cls else output.detach())
 
         def keep_keys(module: nn.Module, args: Any, output: Tensor) -> None:
-            seen["keys"] = output.detach()
+            seen.put("keys", output.detach())
 
         def keep_output(module: nn.Module, args: Any, output: Any) -> None:
-            seen["output"] = output[0] if isinstance(output, tuple) else output
+            seen.put("output", output[0] if isinstance(output, tuple) else output)
 
         def after_tower(module: nn.Module, args: Any, output: Any) -> None:
             attention = self.attention
-            run = TowerRun(
-                seen.pop("query"), seen.pop("keys"), attention.num_heads, attention.scale, self.has_cls,
-                seen.pop("output", None),
-            )  # fmt: skip
+            query, keys, states = seen.take("query"), seen.take("keys"), seen.take("output")
+            assert query is not None and keys is not None
+            run = TowerRun(query, keys, attention.num_heads, attention.scale, self.has_cls, states)
             (rows, cols), patches = self.grid, run.features().shape[1]
             if patches != rows * cols:
                 raise NotImplementedError(
@@ -150,10 +149,10 @@ class TowerAdapter(Adapter):
             if isinstance(output, dict):
                 output[VISION] = tokens
 
-        yield self.attention.q_proj.register_forward_hook(untraced(keep_query))
-        yield self.attention.k_proj.register_forward_hook(untraced(keep_keys))
+        yield self.attention.q_proj.register_forward_hook(keep_query)
+        yield self.attention.k_proj.register_forward_hook(keep_keys)
         if one_layer:
-            yield self.layer.register_forward_hook(untraced(keep_output))
+            yield self.layer.register_forward_hook(keep_output)
         yield self.owner.vision_tower.register_forward_hook(untraced(after_tower))
 
 
