@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import vitcop_kernels as ops
-from vitcop.hooks import Seen, untraced
+from vitcop.hooks import Seen, uncopied, untraced
 from vitcop.layout import grid_positions
 
 from .base import VISION, Adapter, Removable, VisualTokens, feature_layer, tower_layers
@@ -149,10 +149,10 @@ class TowerAdapter(Adapter):
             if isinstance(output, dict):
                 output[VISION] = tokens
 
-        yield self.attention.q_proj.register_forward_hook(keep_query)
-        yield self.attention.k_proj.register_forward_hook(keep_keys)
+        yield self.attention.q_proj.register_forward_hook(uncopied(keep_query))
+        yield self.attention.k_proj.register_forward_hook(uncopied(keep_keys))
         if one_layer:
-            yield self.layer.register_forward_hook(keep_output)
+            yield self.layer.register_forward_hook(uncopied(keep_output))
         yield self.owner.vision_tower.register_forward_hook(untraced(after_tower))
 
 
