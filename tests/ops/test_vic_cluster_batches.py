@@ -225,6 +225,14 @@ def test_distances_too_large_for_float32_leave_padding_last_in_the_release(run: 
     assert (labels[valid] >= 0).all() and (labels[~valid] == -1).all() and (parent < 12).all()
 
 
+@pytest.mark.parametrize("run", [call, reference])
+def test_duplicates_have_a_density_whatever_the_cutoff(run: Any) -> None:
+    """1/d_c^2 leaves the range of a double; only duplicates are near each other then."""
+    features = torch.tensor([[1.0], [1.0], [2.0], [1.0]])
+    labels, _, parent, rho, _ = run("vic_cluster", features, None, 1e-320, INF, 1, dist_scale=1e30)
+    assert rho.tolist() == [2, 2, 0, 2] and labels.tolist() == [0] * 4 and parent.tolist() == [-1, 0, 0, 0]
+
+
 def test_padding_may_leave_few_of_many_tokens() -> None:
     """Up to 2048 tokens keep the distances of all pairs, more memory than a longer sample takes."""
     features, places = torch.randn(2200, 4), torch.rand(2200, 2)

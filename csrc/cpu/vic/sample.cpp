@@ -31,7 +31,8 @@ DensityArgs density_args(const Options& o, int64_t n) {
   a.k = std::min(o.neighbours - o.self, n - 1);
   a.eps = o.released ? 1e-8 : 0;
   a.scale2 = o.dist_scale * o.dist_scale;
-  a.inverse = a.scale2 / (o.d_c * o.d_c);
+  // Finite for any d_c: infinity times the distance of duplicates would be no number.
+  a.inverse = std::min(a.scale2 / o.d_c / o.d_c, std::numeric_limits<double>::max());
   const int p = 1 + std::bit_width(static_cast<uint64_t>(n));
   a.magic = std::ldexp(1.5, p);
   a.magic2 = std::ldexp(1.5, 2 * p - 53);

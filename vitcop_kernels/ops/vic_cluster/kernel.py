@@ -1,6 +1,7 @@
 """Launches the clustering kernels: one cooperative launch where all its programs fit the device, else one a phase."""
 
 import struct
+import sys
 from typing import Any, NamedTuple
 
 import torch
@@ -185,7 +186,7 @@ def cluster(
         positions, axes = x, 0
     shared = positions.dim() == 2
     scale2 = dist_scale * dist_scale
-    inverse = scale2 / (p.d_c * p.d_c)
+    inverse = min(scale2 / p.d_c / p.d_c, sys.float_info.max)  # infinity times 0 would be no number
 
     tile, slabs = tile_of(n, x.dtype, is_hip()), cdiv(width, SLAB.value)
     tiles = cdiv(n, tile) * (cdiv(n, tile) + 1) // 2
