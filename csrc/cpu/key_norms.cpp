@@ -18,6 +18,7 @@ Tensor key_norms(const Tensor& keys, std::string_view heads) {
   const Tensor k = with_contiguous_rows(keys);
   Tensor norms = empty(lead_and(keys, 3, {keys.size(-2)}), at::kFloat);
   if (norms.numel() == 0) return norms;
+  if (k.size(-1) == 0) return norms.zero_();  // of any number of heads
   dispatch_element(k.scalar_type(), [&](auto element) {
     using T = decltype(element);
     norm_keys(mutable_data<float>(norms), data<T>(k), batch_of(k, 4), k.size(-3), k.size(-2), k.size(-1),
