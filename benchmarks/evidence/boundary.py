@@ -66,21 +66,22 @@ def run(
         "compiler": native_build.version(),
         "sanitizers": native_build.FLAGS["address"],
         "executions": last(r"stat::number_of_executed_units: (\d+)", log),
-        "seconds": last(r"in (\d+) second", log) or int(60 * minutes),
+        "seconds": None if crashed else last(r"in (\d+) second", log),  # it stops at a violation
         "edges": last(r"cov: (\d+)", log),
         "counters": last(r"Loaded \d+ modules\s+\((\d+) inline 8-bit counters\)", log),
         "corpus": sum(1 for _ in (work / "corpus").iterdir()),
         "outcomes": json.loads(outcomes[0]) if outcomes else {},
         "violations": int(crashed),
     }
-    record.keep("boundary", COMMAND, found)
+    record.keep("boundary", f"{COMMAND} --minutes {minutes:g}", found)
     if crashed:
         raise SystemExit(f"a violation; the input is in {work}")
 
 
 def section(found: dict[str, Any]) -> str:
-    answers = found["outcomes"]
+    answers, spent = found["outcomes"], f"{found['seconds']:,}" if found["outcomes"] else "up to a violation"
     shares = ", ".join(f"{answers.get(kind, 0):,} {kind}" for kind in ("answer", "refused", "no memory"))
+    shares = shares if answers else "not counted"
     return f"""## The op boundary under a fuzzer
 
 libFuzzer makes calls of all ops: malformed shapes (up to 2^63 - 1), dtypes, strides, offsets, indices and numbers. The
@@ -90,7 +91,7 @@ expand_plan: equal to the reference). `tests/native` replays the corpus.
 
 | executions | seconds | edges of the C++ code reached | corpus | outcomes | violations |
 |---|---|---|---|---|---|
-| {found["executions"]:,} | {found["seconds"]:,} | {found["edges"]:,} of {found["counters"]:,} | {found["corpus"]:,} \
+| {found["executions"]:,} | {spent} | {found["edges"]:,} of {found["counters"]:,} | {found["corpus"]:,} \
 | {shares} | {found["violations"]} |
 
 {record.origin(found)}
