@@ -55,7 +55,8 @@ void check_options(const char* op, double d_c, double tau, const Words& w) {
                     number(tau));
   check_one_of(op, "semantics", w.semantics, {"paper", "released"});
   check_one_of(op, "metric", w.metric, {"l2", "cosine"});
-  check_positive_finite(op, "dist_scale", w.dist_scale);
+  TORCH_CHECK_VALUE(w.dist_scale >= 1e-100 && w.dist_scale <= 1e100, op,
+                    ": dist_scale: expected a number from 1e-100 to 1e100, got ", number(w.dist_scale));
   check_one_of(op, "density", w.density, {"gaussian", "knn"});
   check_at_least(op, "knn", w.knn, 1);
   check_one_of(op, "assign", w.assign, {"parent", "nearest"});

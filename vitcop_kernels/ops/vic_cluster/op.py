@@ -38,7 +38,8 @@ def check_options(
         checks.fail(op, "tau", "a number, at least 0 (inf: no spatial limit)", f"{tau:g}")
     checks.one_of(op, "semantics", semantics, "paper", "released")
     checks.one_of(op, "metric", metric, "l2", "cosine")
-    checks.positive_finite(op, "dist_scale", dist_scale)
+    if not 1e-100 <= dist_scale <= 1e100:  # squares of distances between float32 features stay in float64's range
+        checks.fail(op, "dist_scale", "a number from 1e-100 to 1e100", f"{dist_scale:g}")
     checks.one_of(op, "density", density, "gaussian", "knn")
     checks.at_least(op, "knn", knn, 1)
     checks.one_of(op, "assign", assign, "parent", "nearest")
@@ -144,6 +145,7 @@ def vic_cluster(
         tau: spatial limit, the paper uses 0.6 of the image's side; inf switches it off.
         num_centers: clusters per sample, in [1, N]; see `num_centers_for`.
         metric, dist_scale, density, knn, include_self, assign, root_delta: other density-peak clusterings, as above.
+            `dist_scale` is at least 1e-100 and at most 1e100.
             `root_delta="max"` replaces an infinite delta by the largest distance. `include_self=None` follows
             `semantics`.
         valid: `[B, N]` bool; False is padding: label -1, parent -1, rho 0, delta inf, and it exists for no other token.
