@@ -50,6 +50,7 @@ FEATURES = [
     "LoRA (peft)",
     "8-bit linear layers",
     "compiled decoder layers",
+    "compiled vision tower",
     "static cache",
     "quantised cache",
     "memory",

@@ -81,11 +81,43 @@ def before_forward(module: nn.Module, before: Before) -> Hook:
     return module.register_forward_pre_hook(untraced(before), with_kwargs=True)
 
 
+def plain(module: nn.Module) -> nn.Module:
+    """The module in `torch.compile(module)`."""
+    inner: nn.Module = getattr(module, "_orig_mod", module)
+    return inner
+
+
+class Uncompiled(uncopied):
+    """A layer that runs as Python, also inside a compiled model: it is watched.
+
+    A graph break in any hook of a traced call, as in those that capture outputs for transformers, can lose the calls of
+    the hooks further in.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module: Any = plain(module)
+        super().__init__(torch.compiler.disable(self.module._call_impl))
+        self.before = self.module.__dict__.get("_compiled_call_impl")
+        # Of a module without hooks, the compiler takes `forward` alone.
+        self.hook = self.module.register_forward_hook(uncopied(lambda *_: None))
+        self.module._compiled_call_impl = self
+
+    def remove(self) -> None:
+        self.hook.remove()
+        if self.module.__dict__.get("_compiled_call_impl") is not self:
+            return  # compiled while it was watched
+        if self.before is None:
+            del self.module._compiled_call_impl
+        else:
+            self.module._compiled_call_impl = self.before
+
+
 class Seen(Generic[T]):
     """Values by name, of a thread's run of a module, which traced hooks may `put` as well.
 
-    A graph break inside a hook can lose its call (transformers 4.57's CLIP), so those that run in compiled code are not
-    `untraced`, and ask for no thread there: compiled towers are for one thread at a time.
+    For hooks in what may be compiled by itself within an `Uncompiled` layer. A graph break inside a hook can lose its
+    call (transformers 4.57's CLIP), so these are not `untraced`, and ask for no thread there: what is compiled there is
+    for one thread at a time.
     """
 
     def __init__(self) -> None:
@@ -94,7 +126,9 @@ class Seen(Generic[T]):
     def put(self, name: str, value: T) -> None:
         self._values[name if torch.compiler.is_compiling() else (threading.get_ident(), name)] = value
 
-    def take(self, name: str) -> T | None:
-        """The value, which is forgotten; None where there is none."""
+    def take(self, name: str) -> T:
+        """The value, which is forgotten."""
         traced, own = self._values.pop(name, None), self._values.pop((threading.get_ident(), name), None)
-        return traced if own is None else own
+        value = traced if own is None else own
+        assert value is not None, f"the layer ran without the hook that keeps its {name}"
+        return value

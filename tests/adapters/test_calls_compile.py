@@ -13,6 +13,7 @@ from vitcop import ViTCoP
 
 METHOD = ViTCoP(retention=0.3)
 NEW = 5
+DIFFERENT = "llava", "llava_onevision", "qwen2_5_vl", "qwen3_vl", "internvl"  # adapters of towers
 
 
 class Compiler:
@@ -99,9 +100,9 @@ def test_whole_layers(family: Family, compiler: Compiler, how: Any, dtype: torch
 
 
 @pytest.mark.feature("compiled decoder layers")
-@pytest.mark.parametrize("family", parameters("llava"), indirect=True)
+@pytest.mark.parametrize("family", parameters(*DIFFERENT), indirect=True)
 def test_the_whole_model_with_breaks_at_the_hooks(family: Family, compiler: Compiler) -> None:
-    model = family.build(layers=4)
+    model = family.build(layers=4, key_heads=4)
     expected = run(family, model)
     model.compile(backend=compiler)
     graphs: list[int] = []
@@ -109,6 +110,43 @@ def test_the_whole_model_with_breaks_at_the_hooks(family: Family, compiler: Comp
     assert_same(run(family, model), expected)
     hook.remove()
     assert graphs[0] >= 4 and graphs[-1] == graphs[-2]
+
+
+@pytest.mark.feature("compiled vision tower")
+@pytest.mark.parametrize(
+    ("family", "part"),
+    [
+        *(pytest.param(*p.values, "tower", id=f"{p.id}-tower", marks=p.marks) for p in parameters()),
+        *(
+            pytest.param(*p.values, part, id=f"{p.id}-{part}", marks=p.marks)
+            for p in parameters(*DIFFERENT)
+            for part in ("layers", "wrapped layers", "key projections")
+        ),
+    ],
+    indirect=["family"],
+)
+def test_vision_towers(family: Family, compiler: Compiler, part: str) -> None:
+    """Hooks of transformers, which capture outputs, break a layer's graph; ours must see their calls nevertheless."""
+    model = family.build(layers=4)
+    expected = run(family, model)
+    tower = next(m for name, m in model.model.named_children() if name in ("vision_tower", "visual"))
+    layers = next(m for m in tower.modules() if isinstance(m, torch.nn.ModuleList))
+    if part == "tower":
+        tower.compile(backend=compiler)
+    elif part == "key projections":
+        for name, module in tower.named_modules():
+            if name.endswith(("k_proj", "k_norm", "qkv")):
+                module.compile(backend=compiler)
+    else:
+        for i in range(len(layers)):
+            if part == "layers":
+                layers[i].compile(backend=compiler)
+            else:
+                layers[i] = torch.compile(layers[i], backend=compiler)
+    before = [dict(layer.__dict__) for layer in layers]
+    assert_same(run(family, model), expected)
+    assert compiler.graphs >= 1
+    assert [layer.__dict__ for layer in layers] == before
 
 
 @pytest.mark.parametrize("family", parameters("llava"), indirect=True)

@@ -151,6 +151,8 @@ class Bytes:
             return t.narrow(dim, 0, t.shape[dim] // 2)
         if kind == 4 and t.dim():
             dim = self.below(t.dim())
+            if t.shape[dim] > 2**40:  # twice that is more than an int64
+                return t
             return torch.cat([t, t], dim).narrow(dim, 0, min(t.shape[dim] + 1, 2 * t.shape[dim]))
         if kind in (5, 6) and t.dim():  # sizes beyond 2^31 without an element
             shape = list(t.shape)

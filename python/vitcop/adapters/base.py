@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
+from vitcop.hooks import plain
 from vitcop.layout import KINDS
 from vitcop.methods.base import Program
 from vitcop.report import DecoderShape
@@ -184,4 +185,4 @@ def tower_layers(tower: Any) -> nn.ModuleList:
 def feature_layer(layers: nn.ModuleList, index: int | Sequence[int]) -> Any:
     """The layer whose output is `hidden_states[index]`; of several, the last."""
     last = index if isinstance(index, int) else index[-1]
-    return layers[last if last < 0 else last - 1]
+    return plain(layers[last if last < 0 else last - 1])

@@ -7,13 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 import vitcop_kernels as ops
-from vitcop.hooks import NamesPerThread, untraced
+from vitcop.hooks import Seen, Uncompiled, uncopied, untraced
 from vitcop.layout import grid_positions
 
-from .base import VISION, Adapter, VisualTokens, feature_layer
+from .base import VISION, Adapter, Removable, VisualTokens, feature_layer
 
 
 @dataclass
@@ -86,18 +85,18 @@ class InternVLAdapter(Adapter):
         projected: Tensor = self.owner.multi_modal_projector(states)
         return projected
 
-    def watch(self, tower_outputs: MutableSequence[VisualTokens]) -> Iterable[RemovableHandle]:
-        seen: NamesPerThread[Tensor] = NamesPerThread()
+    def watch(self, tower_outputs: MutableSequence[VisualTokens]) -> Iterable[Removable]:
+        seen: Seen[Tensor] = Seen()
         attention = self.layer.attention
 
         def keep_query(module: nn.Module, args: Any, output: Tensor) -> None:
-            seen["query"] = output[:, 0].detach()
+            seen.put("query", output[:, 0].detach())
 
         def keep_keys(module: nn.Module, args: Any, output: Tensor) -> None:
-            seen["keys"] = output.detach()
+            seen.put("keys", output.detach())
 
         def keep_output(module: nn.Module, args: Any, output: Any) -> None:
-            seen["output"] = output[0] if isinstance(output, tuple) else output
+            seen.put("output", output[0] if isinstance(output, tuple) else output)
 
         def shuffle(patches: Tensor) -> Tensor:
             shuffled: Tensor = self.owner.pixel_shuffle(patches, scale_factor=self.config.downsample_ratio)
@@ -105,9 +104,9 @@ class InternVLAdapter(Adapter):
 
         def after_tower(module: nn.Module, args: Any, output: Any) -> None:
             last = self.config.vision_feature_layer == -1
-            states = seen.pop("output")
+            states = seen.take("output")
             tokens = ShuffledTokens(
-                seen.pop("query"), seen.pop("keys"), output[0] if last else states, attention.num_heads,
+                seen.take("query"), seen.take("keys"), output[0] if last else states, attention.num_heads,
                 attention.scale, shuffle,
             )  # fmt: skip
             patches = tokens.keys.shape[1] - 1
@@ -117,7 +116,8 @@ class InternVLAdapter(Adapter):
             if isinstance(output, dict):
                 output[VISION] = tokens
 
-        yield attention.q_norm.register_forward_hook(untraced(keep_query))
-        yield attention.k_norm.register_forward_hook(untraced(keep_keys))
-        yield self.layer.register_forward_hook(untraced(keep_output))
+        yield Uncompiled(self.layer)
+        yield attention.q_norm.register_forward_hook(uncopied(keep_query))
+        yield attention.k_norm.register_forward_hook(uncopied(keep_keys))
+        yield self.layer.register_forward_hook(uncopied(keep_output))
         yield self.owner.vision_tower.register_forward_hook(untraced(after_tower))

@@ -8,14 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 import vitcop_kernels as ops
-from vitcop.hooks import NamesPerThread, PerThread, untraced
+from vitcop.hooks import PerThread, Seen, Uncompiled, uncopied, untraced
 from vitcop.layout import grid_positions
 from vitcop.methods.base import Program
 
-from .base import VISION, Adapter, VisualTokens
+from .base import VISION, Adapter, Removable, VisualTokens
 
 PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
 
@@ -113,24 +112,24 @@ class QwenVLAdapter(Adapter):
             run.kind = kind
         return visual, tokens
 
-    def watch(self, tower_outputs: MutableSequence[VisualTokens]) -> Iterable[RemovableHandle]:
-        seen: NamesPerThread[Any] = NamesPerThread()
+    def watch(self, tower_outputs: MutableSequence[VisualTokens]) -> Iterable[Removable]:
+        seen: Seen[Any] = Seen()
         attention = self.block.attn
         rotate = sys.modules[type(attention).__module__].apply_rotary_pos_emb_vision
         merge = self.owner.visual.spatial_merge_size
 
         def before_attention(module: nn.Module, args: Any, kwargs: Any) -> None:
-            seen["rotary"] = kwargs["position_embeddings"]
+            seen.put("rotary", kwargs["position_embeddings"])
 
         def keep_qkv(module: nn.Module, args: Any, output: Tensor) -> None:
-            seen["qkv"] = output.detach()
+            seen.put("qkv", output.detach())
 
         def after_tower(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             grid = kwargs["grid_thw"] if "grid_thw" in kwargs else args[1]
             grids = [(frames, rows // merge, cols // merge) for frames, rows, cols in grid.tolist()]
-            qkv, place = seen.pop("qkv"), self.place(grids)
+            qkv, place = seen.take("qkv"), self.place(grids)
             tokens = MergedPatches(
-                qkv, seen.pop("rotary"), rotate, attention.num_heads, attention.scaling, merge * merge, grids,
+                qkv, seen.take("rotary"), rotate, attention.num_heads, attention.scaling, merge * merge, grids,
                 None if place is None else place.to(qkv.device, non_blocking=True),
                 self._kinds.pop(0) if self._kinds else "image",
             )  # fmt: skip
@@ -138,6 +137,7 @@ class QwenVLAdapter(Adapter):
             if isinstance(output, dict):
                 output[VISION] = tokens
 
-        yield attention.register_forward_pre_hook(untraced(before_attention), with_kwargs=True)
-        yield attention.qkv.register_forward_hook(untraced(keep_qkv))
+        yield Uncompiled(self.block)
+        yield attention.register_forward_pre_hook(uncopied(before_attention), with_kwargs=True)
+        yield attention.qkv.register_forward_hook(uncopied(keep_qkv))
         yield self.owner.visual.register_forward_hook(untraced(after_tower), with_kwargs=True)

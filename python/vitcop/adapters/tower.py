@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import vitcop_kernels as ops
-from vitcop.hooks import Seen, uncopied, untraced
+from vitcop.hooks import Seen, Uncompiled, uncopied, untraced
 from vitcop.layout import grid_positions
 
 from .base import VISION, Adapter, Removable, VisualTokens, feature_layer, tower_layers
@@ -136,8 +136,7 @@ class TowerAdapter(Adapter):
 
         def after_tower(module: nn.Module, args: Any, output: Any) -> None:
             attention = self.attention
-            query, keys, states = seen.take("query"), seen.take("keys"), seen.take("output")
-            assert query is not None and keys is not None
+            query, keys, states = seen.take("query"), seen.take("keys"), seen.take("output") if one_layer else None
             run = TowerRun(query, keys, attention.num_heads, attention.scale, self.has_cls, states)
             (rows, cols), patches = self.grid, run.features().shape[1]
             if patches != rows * cols:
@@ -149,6 +148,7 @@ class TowerAdapter(Adapter):
             if isinstance(output, dict):
                 output[VISION] = tokens
 
+        yield Uncompiled(self.layer)
         yield self.attention.q_proj.register_forward_hook(uncopied(keep_query))
         yield self.attention.k_proj.register_forward_hook(uncopied(keep_keys))
         if one_layer:
