@@ -1,8 +1,10 @@
 """The parts that measure: statistics of known samples, turns, the check before the clock, and counts of the work."""
 
 import json
+import re
 import shutil
 import statistics
+import subprocess
 from collections.abc import Iterator
 
 import numpy as np
@@ -205,6 +207,25 @@ def test_the_compiled_reference_is_the_reference():
     case = cases.build("key_norms", {"tokens": 12, "heads": 2, "head_dim": 8})
     torch._dynamo.reset()
     assert torch.equal(case.compiled_reference()(), case.reference())
+
+
+def test_a_commit_is_marked_where_code_has_changed_and_not_where_results_have(tmp_path):
+    def git(*words):
+        subprocess.run(["git", "-C", tmp_path, "-c", "user.name=n", "-c", "user.email=e", *words], check=True)
+
+    results = tmp_path / "benchmarks" / "results" / "speed.json"
+    results.parent.mkdir(parents=True)
+    for file in (results, tmp_path / "code.py"):
+        file.write_text("1")
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-qm", "one")
+    clean = record.commit(tmp_path / "benchmarks")
+    assert re.fullmatch("[0-9a-f]{12}", clean)
+    results.write_text("2")
+    assert record.commit(tmp_path / "benchmarks") == clean
+    (tmp_path / "code.py").write_text("2")
+    assert record.commit(tmp_path / "benchmarks") == f"{clean}-dirty"
 
 
 def test_a_record_names_machine_versions_and_commit():

@@ -25,15 +25,18 @@ def processor() -> str:
 def commit(folder: Path | None = None) -> str:
     """The commit of the working tree that holds `folder` (default: this package), marked where it is not what ran.
 
-    "unknown" outside of one: an installed package, say, whose version is among `versions`.
+    Results that earlier runs wrote leave no mark. "unknown" outside of one: an installed package, say, whose version
+    is among `versions`.
     """
     where = str(folder or Path(__file__).parent)
-    command = ["git", "-C", where, "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    name = ["git", "-C", where, "rev-parse", "--short=12", "HEAD"]
+    changed = ["git", "-C", where, "status", "--porcelain", "-uno", "--", ":(top)", ":(top,exclude)benchmarks/results"]
     try:
         tracked = ["git", "-C", where, "ls-files", "--error-unmatch", str(Path(where))]
         if folder is None:  # a site-packages inside somebody else's repository
             subprocess.run(tracked, capture_output=True, check=True)
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        named, found = (subprocess.run(c, capture_output=True, text=True, check=True).stdout for c in (name, changed))
+        return named.strip() + ("-dirty" if found.strip() else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 
