@@ -90,12 +90,13 @@ class Certificate:
         return Verdict("certified", self.largest_error(got))
 
     def largest_error(self, got: Clusters) -> float:
-        """Of rho, and of delta where it is the distance of the parent: as a share of the way to the interval's end."""
+        """Of rho, and of delta where it is the distance of the parent: as a share of the way to the interval's farther
+        end: the nearer one may be cut off at 0."""
         s, single = self.sample, self.precision.single
 
         def share(value: np.ndarray, low: np.ndarray, want: np.ndarray, high: np.ndarray) -> float:
             with np.errstate(all="ignore"):
-                part = np.where(value > want, (value - want) / (high - want), (want - value) / (want - low))
+                part = np.abs(value - want) / np.maximum(high - want, want - low)
                 told = np.isfinite(part) & (want > (2.0**-126 if single else 0.0)) & s.valid
             return float(part[told].max(initial=0.0))
 
