@@ -39,6 +39,8 @@ struct Rows {
                            int64_t rows, int64_t width);
   // y = x * factor * weight, rounded once
   void (*scale)(T* y, const T* x, float factor, const T* weight, int64_t width);
+  // y = x / by, rounded to float and then to T
+  void (*divide)(T* y, const T* x, float by, int64_t width);
   // y = mean over members m of x[m*row_stride + :width], plus `added` if given; false if a mean is not finite
   bool (*mean)(T* y, const T* x, int64_t row_stride, const int64_t* members, int64_t count, const T* added,
                int64_t width);

@@ -102,6 +102,13 @@ void scale_row(T* y, const T* x, float factor, const T* weight, int64_t width) {
     store_some(y + c, load_some(x + c, width - c) * factor * load_some(weight + c, width - c), width - c);
 }
 
+template <class T>
+void divide_row(T* y, const T* x, float by, int64_t width) {
+  int64_t c = 0;
+  for (; c + kLanes <= width; c += kLanes) store(y + c, load(x + c) / by);
+  if (c < width) store_some(y + c, load_some(x + c, width - c) / by, width - c);
+}
+
 template <class T, class Y>
 bool mean(Y* y, const T* x, int64_t row_stride, const int64_t* members, int64_t count, const T* added,
           int64_t width) {
@@ -275,7 +282,7 @@ void attention(const AttentionTile<T>& t) {
 }
 
 template <class T>
-constexpr Rows<T> kRows = {square_sums<T>, head_sum_squares<T>, scale_row<T>,
+constexpr Rows<T> kRows = {square_sums<T>, head_sum_squares<T>, scale_row<T>, divide_row<T>,
                            mean<T, T>,     mean<T, float>,      attention<T>};
 
 constexpr RowsTable kRowsTable = {kRows<float>, kRows<bf16>, kRows<f16>};

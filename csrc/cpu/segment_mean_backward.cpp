@@ -1,6 +1,7 @@
 // segment_mean_backward: the gradient of Eq. 6. A token sums, in ascending order, what the segments it went
 // to got.
 #include "cpu/common.h"
+#include "cpu/rows.h"
 #include "cpu/segments.h"
 
 #include <torch/library.h>
@@ -48,6 +49,16 @@ class Lists {
 template <class T>
 void sum_row(T* out, const T* grad, int64_t row_stride, int64_t width, const int64_t* offsets,
              const Lists& shares, const Lists& added, int64_t token) {
+  if (shares.end(token) - shares.begin(token) == 1 && added.end(token) == added.begin(token)) {
+    const int64_t s = *shares.begin(token), length = offsets[s + 1] - offsets[s];
+    const T* from = grad + s * row_stride;
+    if (length == 1) {
+      std::memcpy(out, from, width * sizeof(T));
+      return;
+    }
+    // 53 >= 2 * 24 + 2 bits: the quotient of two floats is that of doubles, rounded to float.
+    if (length <= 1 << 24) return rows_of<T>().divide(out, from, static_cast<float>(length), width);
+  }
   std::array<double, kSlab> sum;
   for (int64_t column = 0; column < width; column += kSlab) {
     const int64_t columns = std::min(kSlab, width - column);
