@@ -42,6 +42,8 @@ void merge_segments(T* y, const T* x, int64_t batch_stride, int64_t row_stride, 
                 segments.adds_anchor(segment) ? from + segments.anchors[segment] * row_stride : nullptr;
             if (count == 0 && !added) {
               std::memset(to, 0, columns * sizeof(T));
+            } else if (count == 0) {
+              std::memcpy(to, added, columns * sizeof(T));
             } else if (count == 1 && !added) {
               std::memcpy(to, from + of[0] * row_stride, columns * sizeof(T));
             } else if (!mean(to, from, row_stride, of, count, added, columns)) {

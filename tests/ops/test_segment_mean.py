@@ -105,6 +105,9 @@ def test_merged_tokens_of_the_release_are_anchor_plus_mean() -> None:
     assert call("segment_mean", x, *csr, merge="anchor_plus_mean").tolist() == [[5.0], [10.0]]
     alone = csr[0], csr[1], csr[2], torch.tensor([True, True])  # a remainder of one is merged too
     assert call("segment_mean", x, *alone, merge="anchor_plus_mean").tolist() == [[5.0], [20.0]]
+    empty = csr[0], torch.tensor([0, 0, 3]), torch.tensor([2, 0]), torch.tensor([True, False])
+    for run in (call, reference):
+        assert run("segment_mean", x, *empty, merge="anchor_plus_mean")[0].tolist() == [10.0]
 
 
 @pytest.mark.parametrize("merge", MERGES)

@@ -153,8 +153,9 @@ def _segments(draw: Draw, batch: tuple[int, ...], n: int) -> list[Tensor]:
     cuts = np.minimum(cuts, used) if draw.chance(2) else np.minimum(np.arange(size + 1), n) + 0 * cuts
     length = np.diff(cuts)
     anchors = np.take_along_axis(perm, np.minimum(cuts[:, :-1] + length // 2, n - 1), -1)
-    anchors = np.where(length == 0, -1, anchors)
-    merged = (length > 1) | ((length == 1) & (draw.integers(0, 3, length.shape) == 0))
+    some = draw.integers(0, 3, length.shape) == 0
+    anchors = np.where((length == 0) & ~some, -1, anchors)
+    merged = (length > 1) | some
     parts = [torch.from_numpy(np.ascontiguousarray(v)) for v in (perm, cuts, anchors, merged)]
     return [draw.laid_out(p if batch else p[0]) for p in parts]
 
