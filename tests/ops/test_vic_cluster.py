@@ -275,6 +275,19 @@ def test_non_finite_tokens_are_infinitely_far(dtype: torch.dtype, options: dict[
     assert centers.tolist() == list(range(30))
 
 
+@pytest.mark.parametrize("run", [call, reference])
+@pytest.mark.parametrize("root_delta", ["inf", "max"])
+def test_non_finite_tokens_are_centres_after_all_others_and_in_order(run: Any, root_delta: str) -> None:
+    """Their gamma is 0 times infinity."""
+    features = torch.randn(300, 4)
+    bad = torch.rand(300) < 0.6
+    features[bad] = NAN
+    wanted = int((~bad).sum()) + 40
+    centers = run("vic_cluster", features, grid(300), 3.0, 0.2, wanted, root_delta=root_delta)[1]
+    chosen = torch.cat([(~bad).nonzero()[:, 0], bad.nonzero()[:40, 0]])
+    assert centers.tolist() == chosen.sort().values.tolist()
+
+
 @semantics_both
 @pytest.mark.parametrize("value", [NAN, INF])
 @pytest.mark.parametrize("n", [1, 2, 20])

@@ -55,7 +55,6 @@ int64_t choose_centers(Scratch& s, int64_t n, int64_t count, int64_t num_centers
   if (released) {
     choose_as_released(s, n, count, total);
   } else {
-    s.gamma[s.order[0]] = kInf;  // the densest always is one
     std::copy_n(s.order, n, s.chosen);
     const double* gamma = s.gamma;
     const int32_t* place = s.place;

@@ -52,6 +52,11 @@ void find_densities(Rows& rows, const Job& job) {
   });
 }
 
+// Near nothing is the worst centre, however far it is from a denser token. The densest has the largest, or ties.
+double log_gamma(double log, double delta2) {
+  return log == -kInf ? -kInf : log + 0.5 * std::log(delta2);
+}
+
 template <class Rows>
 void find_parents(Rows& rows, const Job& job) {
   Scratch& s = job.s;
@@ -75,7 +80,7 @@ void find_parents(Rows& rows, const Job& job) {
       }
     }
     s.parent[i] = best.index;
-    s.gamma[i] = s.log[i] + 0.5 * std::log(s.delta2[i]);
+    s.gamma[i] = log_gamma(s.log[i], s.delta2[i]);
     if (o.root_max) {
       const double widest = rows.widest(q, s.n_pad);
       s.widest[i] = widest < 0 ? 0 : rows.squared(widest) * scale2;
@@ -90,7 +95,7 @@ void replace_infinite_deltas(const Job& job) {
   for (int64_t i = 0; i < job.n; ++i) {
     if (s.delta2[i] < kInf) continue;
     s.delta2[i] = widest;
-    s.gamma[i] = s.log[i] + 0.5 * std::log(widest);
+    s.gamma[i] = log_gamma(s.log[i], widest);
   }
 }
 
