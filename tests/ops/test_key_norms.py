@@ -45,6 +45,7 @@ def test_is_equation_4(shape: tuple[int, ...], dtype: torch.dtype, heads: str) -
         (1, 4, 33, 63),
         (2, 2, 17, 130),
         (4, 1, 64),
+        (2, 3, 5, 17),
         (0, 2, 3, 4),
         (2, 2, 0, 8),
         (1, 32, 288, 128),

@@ -337,7 +337,7 @@ MALFORMED = [[1, 4, 9], [0, 10, 9], [0, 6, 4, 9], [0, 4, 8], [0, 4, 10], [0, 9, 
 
 
 @pytest.mark.parametrize("cu", MALFORMED, ids=str)
-def test_the_kernel_refuses_malformed_cu_seqlens(cu: list[int]) -> None:
+def test_vic_cluster_varlen_refuses_malformed_cu_seqlens_in_the_kernel(cu: list[int]) -> None:
     from support import NATIVE_OPS
 
     if "vic_cluster_varlen" not in NATIVE_OPS:

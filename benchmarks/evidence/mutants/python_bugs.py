@@ -37,6 +37,8 @@ def changes(node: ast.AST) -> Iterator[tuple[str, ast.AST | None]]:
     elif isinstance(node, ast.BoolOp):
         other_op = ast.Or() if isinstance(node.op, ast.And) else ast.And()
         yield f"{ast.unparse(node)}: and <-> or", ast.BoolOp(other_op, node.values)
+    elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub) and isinstance(node.operand, ast.Constant):
+        yield f"{ast.unparse(node)} -> 0", ast.Constant(0)  # 1 and -1 are the same dimension of [B, N]
     elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not | ast.Invert | ast.USub):
         yield f"{ast.unparse(node)} -> {ast.unparse(node.operand)}", node.operand
     elif isinstance(node, ast.IfExp):
