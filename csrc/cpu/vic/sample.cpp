@@ -52,7 +52,8 @@ void find_densities(Rows& rows, const Job& job) {
   });
 }
 
-// Near nothing is the worst centre, however far it is from a denser token. The densest has the largest, or ties.
+// Near nothing is the worst centre, however far it is from a denser token. The densest has the largest, or
+// ties.
 double log_gamma(double log, double delta2) {
   return log == -kInf ? -kInf : log + 0.5 * std::log(delta2);
 }
