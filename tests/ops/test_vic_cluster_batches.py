@@ -284,3 +284,9 @@ def test_malformed_offsets_never_leave_the_range_in_the_reference(cu: list[int])
         "vic_cluster_varlen", torch.randn(6, 4), None, torch.tensor(cu), 4, 4.0, INF, 2
     )
     assert labels.min() >= -1 and labels.max() < 2 and parent.max() < 4 and centers.max() < 4
+
+
+def test_tokens_beyond_max_seqlen_are_of_no_sample_in_the_reference() -> None:
+    got = reference("vic_cluster_varlen", torch.randn(6, 4), None, torch.tensor([0, 1, 6]), 4, 4.0, INF, 2)
+    assert [t[5].item() for t in (got[0], got[2], got[3], got[4])] == [-1, -1, 0, INF]
+    assert (got[0][:5] >= 0).all() and (got[3][1:5] > 0).all()
