@@ -33,6 +33,14 @@ def test_samples_of_different_lengths_share_a_call_in_every_layout() -> None:
         assert_exact("expand_plan", *(view for _, view in views), **shape)
 
 
+def test_members_before_the_first_segment_are_of_none() -> None:
+    args, shape = sequence(40, 30, 11, True, 5)
+    offsets = args[3]
+    first = int(offsets[1]) + 2  # one segment and two tokens of the next
+    results = assert_exact("expand_plan", *args[:3], offsets.clamp(min=first), *args[4:], **shape)
+    assert not torch.equal(results[0], assert_exact("expand_plan", *args, **shape)[0])
+
+
 def test_indices_of_a_wrong_plan_stay_in_range() -> None:
     generator = torch.Generator().manual_seed(3)
     for k in range(16):
