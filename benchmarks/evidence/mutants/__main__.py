@@ -1,5 +1,6 @@
 """Plant bugs and record their fates: `python -m benchmarks.evidence.mutants [--only C++] [--op key_norms] [...]`."""
 
+import json
 import os
 import random
 import time
@@ -31,6 +32,13 @@ def population(sample: int) -> tuple[list[Bug], dict[str, int]]:
     return chosen, sizes
 
 
+def earlier() -> tuple[dict[tuple[str, str, str], dict[str, str]], float]:
+    """Fates on record, by op, layer and description, and the minutes that they took."""
+    # Not through record.py: it loads vitcop_kernels, which the forks have to do for themselves.
+    found = json.loads((runner.ROOT / "benchmarks" / "results" / "evidence" / "mutants.json").read_text())
+    return {(m["op"], m["layer"], m["what"]): m for m in found["mutants"]}, found["minutes"]
+
+
 def run(
     only: Annotated[list[str] | None, typer.Option(help="Layers: reference, checks, C++, Triton.")] = None,
     op: Annotated[list[str] | None, typer.Option(help="Ops.")] = None,
@@ -40,23 +48,34 @@ def run(
     timeout: Annotated[
         float, typer.Option(help="Seconds after which tests that have not ended count as failed.")
     ] = 300,
+    resume: Annotated[
+        bool,
+        typer.Option(help="Keep what the record says was killed; plant what survived, and what it has not, again."),
+    ] = False,
 ) -> None:
     chosen, sizes = population(python_sample)
     chosen = [b for b in chosen if (not only or b.layer in only) and (not op or b.op in op) and what in b.what]
     runner.copy_tree()
     if any(bug.layer in ("C++", "checks") for bug in chosen):
         runner.configure()
-    start, fates = time.monotonic(), []
+    start, fates, known, spent = time.monotonic(), [], *(earlier() if resume else ({}, 0.0))
     for bug in track(chosen, description="mutants"):
+        last = known.get((bug.op, bug.layer, bug.what), {})
+        if last.get("fate") in ("killed", "equivalent"):
+            fates.append(last)
+            continue
         if time.monotonic() - start > 60 * minutes:
-            break
+            continue
         fates.append({"op": bug.op, "layer": bug.layer, "file": bug.file, "what": bug.what} | runner.fate(bug, timeout))
+        if last.get("fate") == "survived":
+            fates[-1]["first"] = "survived"
         if fates[-1]["fate"] != "killed":
             print(f"{fates[-1]['fate']}: {bug.op} ({bug.layer}): {bug.what} {fates[-1]['by']}", flush=True)
     if not what:
         from .. import record  # loads vitcop_kernels: see __init__.py
 
-        found = {"seed": SEED, "population": sizes, "chosen": len(chosen), "minutes": (time.monotonic() - start) / 60}
+        took = spent + (time.monotonic() - start) / 60
+        found = {"seed": SEED, "population": sizes, "chosen": len(chosen), "minutes": took}
         record.keep("mutants", COMMAND, found | {"mutants": fates})
 
 

@@ -35,6 +35,11 @@ Python a sample, seed {found["seed"]}).
 | op | {" | ".join(LAYERS)} |
 |---|{"---|" * len(LAYERS)}
 """ + "\n".join(lines)
+    late = sum(m.get("first") == "survived" and m["fate"] == "killed" for m in found["mutants"])
+    text += (
+        f"\n\n{len(found['mutants'])} of {found['chosen']} chosen were planted; {late} of the killed survived at first,"
+    )
+    text += " and were killed by tests written for them."
     if alive:
         text += "\n\nNot noticed: " + "; ".join(f"{m['op']} ({m['layer']}), {m['what']}" for m in alive) + "."
     if same:
