@@ -120,6 +120,7 @@ _BUGS: list[tuple[str, str, str, str, str]] = [
      "q"),
 ]  # fmt: skip
 EQUIVALENT = {
+    "poisoned scores counted": "the sum of a row with one becomes NaN in any case",
     "digit off by one": "the rank within the later digit is 0: none of it is chosen, and all below it are: as many",
 }
 
