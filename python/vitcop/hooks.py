@@ -1,7 +1,7 @@
 """Hooks that `torch.compile` leaves alone: they choose tokens, and have to run as Python on every call."""
 
 import threading
-from collections import UserDict, UserList
+from collections import UserList
 from collections.abc import Callable
 from typing import Any, Generic, NoReturn, Protocol, TypeVar
 
@@ -48,10 +48,6 @@ class untraced(uncopied):
 
 class PerThread(threading.local, UserList[T]):
     """A list that every thread has for itself: threads may run one model at the same time."""
-
-
-class NamesPerThread(threading.local, UserDict[str, T]):
-    """A dict of the same kind."""
 
 
 class _InFrontOfCompiled:

@@ -149,7 +149,7 @@ class Adapter(ABC):
     def watch(self, tower_outputs: MutableSequence[VisualTokens]) -> Iterable[Removable]:
         """Hook the vision side: each run of the tower appends its tokens to `tower_outputs`, and leaves them in its
         output under the key `VISION`. Hooks are `untraced`, or `uncopied` where a compiled tower must trace them, and
-        what they keep from call to call is of one thread: `PerThread`, `NamesPerThread` or `Seen`."""
+        what they keep from call to call is of one thread: `PerThread` or `Seen`."""
 
     def given(self, arguments: dict[str, Any]) -> tuple[bool, list[VisualTokens]]:
         """Whether a forward comes with visual features, and those that were encoded before it."""
