@@ -108,6 +108,15 @@ def test_whole_numbers_are_exact_in_every_layout(dtype: torch.dtype, heads: str)
 
 
 @pytest.mark.parametrize("heads", HEADS)
+@pytest.mark.parametrize("width", [24, 33, 128])
+def test_a_cache_in_the_order_of_tokens_gives_the_same_bits(width: int, heads: str) -> None:
+    """Its heads are one long row, and summed as one only where that is the same."""
+    keys = torch.randn(2, 3, 40, width)
+    by_token = keys.transpose(1, 2).contiguous().transpose(1, 2)
+    assert torch.equal(call("key_norms", by_token, heads=heads), call("key_norms", keys, heads=heads))
+
+
+@pytest.mark.parametrize("heads", HEADS)
 @pytest.mark.parametrize("dtype", FLOATS, ids=name_of)
 def test_a_batch_and_threads_change_nothing(dtype: torch.dtype, heads: str) -> None:
     assert_batch_invariant("key_norms", [torch.randn(3, 4, 150, 33).to(dtype)], samples=3, heads=heads)

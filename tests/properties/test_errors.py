@@ -148,6 +148,11 @@ TABLE["compact_sequence"] = (
         (dict(companions=[f(3, 9)]), ValueError, "companions[0]: expected [2 or 1, 9, ...], got [3, 9]"),
         (dict(companions=[f(9)]), ValueError, "companions[0]: expected [2 or 1, 9, ...], got [9]"),
         (
+            dict(x=f(1, 9, 4), perm=i64(1, 9), offsets=i64(1, 6), anchors=i64(1, 5), companions=[f(2, 9)]),
+            ValueError,
+            "companions[0]: expected [1, 9, ...], got [2, 9]",
+        ),
+        (
             dict(companions=[f(2, 9, dtype=torch.complex64)]),
             TypeError,
             "companions[0]: expected a floating dtype, int64, int32 or bool, got complex64",

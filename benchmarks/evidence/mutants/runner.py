@@ -80,7 +80,8 @@ def pytest_arguments(bug: Bug) -> list[list[str]]:
     common = ["-x", "-q", "--no-header", "-p", "no:cacheprovider", f"--rootdir={TREE}", "-c", "pyproject.toml"]
     runs = [[*common, *tests_of(bug)]]
     errors = [*common, "tests/properties/test_errors.py", "-k", bug.op]
-    return [errors, *runs] if bug.layer == "checks" else [*runs, errors] if bug.layer == "C++" else runs
+    fakes = [*common, "tests/properties/test_operators.py", "-k", f"opcheck and {bug.op}"]
+    return [errors, fakes, *runs] if bug.layer == "checks" else [*runs, errors] if bug.layer == "C++" else runs
 
 
 def _child(arguments: list[str], log: Path) -> None:
