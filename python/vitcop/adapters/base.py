@@ -148,7 +148,7 @@ class Adapter(ABC):
     @abstractmethod
     def watch(self, tower_outputs: MutableSequence[VisualTokens]) -> Iterable[Removable]:
         """Hook the vision side: each run of the tower appends its tokens to `tower_outputs`, and leaves them in its
-        output under the key `VISION`. Hooks are `untraced`, or `uncopied` where a compiled tower must trace them, and
+        output under the key `VISION`. Hooks are `untraced`, or `uncopied` in an `Uncompiled` layer of the tower, and
         what they keep from call to call is of one thread: `PerThread` or `Seen`."""
 
     def given(self, arguments: dict[str, Any]) -> tuple[bool, list[VisualTokens]]:
