@@ -25,12 +25,13 @@ def processor() -> str:
 def commit(folder: Path | None = None) -> str:
     """The commit of the working tree that holds `folder` (default: this package), marked where it is not what ran.
 
-    Results that earlier runs wrote leave no mark. "unknown" outside of one: an installed package, say, whose version
-    is among `versions`.
+    Results and pages that earlier runs wrote leave no mark. "unknown" outside of one: an installed package, say, whose
+    version is among `versions`.
     """
     where = str(folder or Path(__file__).parent)
     name = ["git", "-C", where, "rev-parse", "--short=12", "HEAD"]
-    changed = ["git", "-C", where, "status", "--porcelain", "-uno", "--", ":(top)", ":(top,exclude)benchmarks/results"]
+    code = [":(top)", ":(top,exclude)benchmarks/results", ":(top,exclude)docs"]
+    changed = ["git", "-C", where, "status", "--porcelain", "-uno", "--", *code]
     try:
         tracked = ["git", "-C", where, "ls-files", "--error-unmatch", str(Path(where))]
         if folder is None:  # a site-packages inside somebody else's repository
