@@ -71,6 +71,8 @@ async def ask(session: aiohttp.ClientSession, url: str, work: Work, pictures: Pi
             if not line.startswith(b"data: {"):
                 continue
             event = json.loads(line[6:])
+            if "choices" not in event:
+                raise RuntimeError(f"expected an answer, got {event}")
             if event["choices"] and not first and event["choices"][0]["delta"].get("content") is not None:
                 first = time.perf_counter() - begin
             usage = event.get("usage") or usage
