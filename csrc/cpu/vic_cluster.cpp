@@ -15,6 +15,7 @@
 #include <atomic>
 #include <cmath>
 #include <cstdio>
+#include <cstdlib>
 #include <numeric>
 
 namespace vitcop {
@@ -63,6 +64,13 @@ void check_options(const char* op, double d_c, double tau, const Words& w) {
   check_one_of(op, "root_delta", w.root_delta, {"inf", "max"});
 }
 
+// Up to so many tokens the distances of all pairs stay in memory: 151 MB. For more, their products are taken
+// for densities and again for parents, and not for (i, j) and (j, i) at once: three times the time.
+int64_t stored_tokens() {
+  const char* limit = std::getenv("VITCOP_STORED_TOKENS");
+  return limit ? std::atoll(limit) : 6144;
+}
+
 vic::Options options(const Words& w, double d_c, double tau, int64_t num_centers) {
   vic::Options o{};
   o.released = w.semantics == "released";
@@ -76,6 +84,7 @@ vic::Options options(const Words& w, double d_c, double tau, int64_t num_centers
   o.tau = tau;
   o.dist_scale = w.dist_scale;
   o.num_centers = num_centers;
+  o.stored_tokens = stored_tokens();
   return o;
 }
 
@@ -175,6 +184,8 @@ class Memory {
   Block* block_;
 };
 
+constexpr int64_t kAlone = 2048;  // larger samples take all threads
+
 // Large samples, and those left over when the others are dealt to the threads, take all threads one after
 // another; the rest run side by side, a thread each.
 void cluster(std::vector<vic::Sample> samples, const vic::Options& o, const vic::Kernels& kernels) {
@@ -183,17 +194,17 @@ void cluster(std::vector<vic::Sample> samples, const vic::Options& o, const vic:
                    [](const auto& a, const auto& b) { return a.tokens.n > b.tokens.n; });
   const int64_t count = static_cast<int64_t>(samples.size()), threads = at::get_num_threads();
   int64_t alone = 0;
-  while (alone < count && samples[alone].tokens.n > vic::kStoredTokens) ++alone;
+  while (alone < count && samples[alone].tokens.n > kAlone) ++alone;
   alone =
       o.released ? count : alone + (count - alone) % threads;  // released calls torch, not for worker threads
 
-  // Not the longest sample alone decides: up to kStoredTokens the distances of all pairs are kept, and
-  // padding may leave that few of more.
+  // Not the longest sample alone decides: the distances of all pairs are kept up to a limit, and padding may
+  // leave that few of more.
   const auto largest = [&](int64_t first, int64_t end, int64_t workers) {
     size_t bytes = 0;
     for (int64_t i = first; i < end; ++i) {
       const vic::Sample& s = samples[i];
-      for (const int64_t n : {s.tokens.n, s.valid ? std::min(s.tokens.n, vic::kStoredTokens) : 0})
+      for (const int64_t n : {s.tokens.n, s.valid ? std::min(s.tokens.n, o.stored_tokens) : 0})
         bytes = std::max(bytes, scratch_size(n, s.tokens.d, s.places.dims, o, kernels, workers));
     }
     return bytes;

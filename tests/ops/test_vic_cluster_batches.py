@@ -233,8 +233,23 @@ def test_duplicates_have_a_density_whatever_the_cutoff(run: Any) -> None:
     assert rho.tolist() == [2, 2, 0, 2] and labels.tolist() == [0] * 4 and parent.tolist() == [-1, 0, 0, 0]
 
 
-def test_padding_may_leave_few_of_many_tokens() -> None:
-    """Up to 2048 tokens keep the distances of all pairs, more memory than a longer sample takes."""
+@semantics_both
+@pytest.mark.parametrize("dtype", KERNEL_FLOATS, ids=name_of)
+@pytest.mark.parametrize("options", OPTIONS, ids=option_name)
+def test_distances_that_are_taken_again_are_the_same(
+    options: dict[str, Any], dtype: torch.dtype, semantics: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beyond a limit the C++ kernel does not keep them."""
+    features, places, valid = torch.randn(2, 330, 40).to(dtype), torch.rand(330, 2), torch.rand(2, 330) < 0.9
+    kept = call("vic_cluster", features, places, 6.0, 0.5, 30, valid, semantics=semantics, **options)
+    monkeypatch.setenv("VITCOP_STORED_TOKENS", "100")
+    again = call("vic_cluster", features, places, 6.0, 0.5, 30, valid, semantics=semantics, **options)
+    assert_same_bits(again, kept)
+
+
+def test_padding_may_leave_few_of_many_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few tokens keep the distances of all pairs, more memory than a longer sample takes."""
+    monkeypatch.setenv("VITCOP_STORED_TOKENS", "2048")
     features, places = torch.randn(2200, 4), torch.rand(2200, 2)
     valid = torch.arange(2200) % 11 > 0
     labels, centers, parent, rho, delta = call("vic_cluster", features, places, 1.0, 0.5, 100, valid)
@@ -246,8 +261,9 @@ def test_padding_may_leave_few_of_many_tokens() -> None:
 
 
 @semantics_both
-def test_long_samples_beside_shorter_ones(semantics: str) -> None:
+def test_long_samples_beside_shorter_ones(semantics: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether they share threads or take turns, memory fits the one that needs most, not the longest."""
+    monkeypatch.setenv("VITCOP_STORED_TOKENS", "2048")
     features, cu = torch.randn(4200, 3), torch.tensor([0, 2100, 4100, 4200])
     for count in (1, 2, 3):
         with threads(count):

@@ -21,7 +21,7 @@ class FloatRows {
         s_(s),
         options_(o),
         parallel_(parallel),
-        stored_(tokens.n <= kStoredTokens) {
+        stored_(tokens.n <= o.stored_tokens) {
     for_each(parallel, s.panels, [&](int64_t p, int64_t) {
       if (kernels.pack(tokens, anchor, p, s.packed + p * s.panel_size, s.norm + p * kernels.width))
         set_beyond();

@@ -127,8 +127,6 @@ bool solve(Rows& rows, const Job& job) {
   rank_tokens(s, job.n, o.released);
   find_parents(rows, job);
   if (o.root_max) replace_infinite_deltas(job);
-  for (int64_t i = 0; i < job.n; ++i)
-    if (s.log[i] == -kInf) s.gamma[i] = -kInf;  // near nothing: the worst centre
   const int64_t count = choose_centers(s, job.n, job.sample.count, o.num_centers, job.sample.tokens.n,
                                        o.released, job.sample.centers);
   if (o.nearest) {

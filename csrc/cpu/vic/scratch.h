@@ -5,9 +5,6 @@
 
 namespace vitcop::vic {
 
-constexpr int64_t kStoredTokens =
-    2048;  // up to here the q of all pairs stay in memory, beyond they are taken again
-
 struct Scratch {
   int64_t n_pad, ld, panels, words, panel_size;
   float *packed, *norm, *anchor, *work, *unit, *rows, *heap, *rho;
@@ -30,7 +27,7 @@ struct Scratch {
     take(anchor, d + 32);
     take(work, d + 32);
     take(unit, o.cosine ? n * d : 0);
-    take(rows, n <= kStoredTokens ? n_pad * ld : workers * kBlockRows * ld);
+    take(rows, n <= o.stored_tokens ? n_pad * ld : workers * kBlockRows * ld);
     take(heap, o.knn ? workers * o.neighbours : 0);
     take(rho, n);
     take(widest, o.root_max ? n : 0);
