@@ -163,6 +163,13 @@ def test_a_worse_centre_is_caught() -> None:
     assert_caught(clustering(scattered(), 2), worst, "is a better centre")
 
 
+def test_a_largest_distance_that_float32_does_not_hold_is_no_infinite_gamma() -> None:
+    x = (torch.randn(60, 15) * 1.3e38).clamp(-3e38, 3e38)
+    of = clustering(x, 8, 0.1, torch.rand(60, 2), density="knn", root_delta="max")
+    assert torch.ops.vitcop.vic_cluster(*of.args, **of.kwargs)[4].isinf().sum() > 1
+    assert judge(of, ["reference", "native"]).verdicts["native"].kind != "mismatch"
+
+
 def test_a_density_or_distance_beyond_its_bound_is_caught() -> None:
     def density(answers: list[Tensor]) -> None:
         answers[3][7] *= 1 + 1e-3

@@ -227,6 +227,8 @@ class Certificate:
         with np.errstate(all="ignore"):
             gap2 = np.where(got.parent >= 0, s.gap2[index, np.maximum(got.parent, 0)], INF)
             told, least, most = np.log(got.delta), *(0.5 * np.log(s.d2(f(gap2))) for f in (self.lower, self.upper))
+            if o.root_delta == "max":  # the largest distance, which float32 need not hold
+                told = np.where(got.delta == INF, 0.5 * np.log(s.widest()), told)
             # delta as it was before float32 rounded it, to 0 or to inf even; unless it is not that of the parent.
             near = np.ones(s.n, bool) if s.near is None else s.near[index, np.maximum(got.parent, 0)]
             own = (told >= least - 2.0**-20) & (told <= most + 2.0**-20) | (got.delta == 0)
@@ -243,7 +245,7 @@ class Certificate:
             tiers = [np.where(s.real & (v > 88.72), 3, bottom) for v in (low - 0.01, high + 0.01)]
             low, high = (np.where(t == 2, np.maximum(v, -85.0), 0.0) for t, v in zip(tiers, (low, high), strict=True))
             return (tiers[0], low), (tiers[1], high)
-        tier = np.where((got.delta == INF) & ~own, 3, 2)
+        tier = np.where((got.delta == INF) & ~own & (o.root_delta != "max"), 3, 2)
         tier = np.where((gap2 == 0) & (got.delta == 0), 1, tier)
         tier = np.where(self.low == -INF, 0, tier)
         tier = np.where((got.parent == -1) & s.valid, 4, tier)
