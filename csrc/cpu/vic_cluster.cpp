@@ -68,7 +68,7 @@ void check_options(const char* op, double d_c, double tau, const Words& w) {
 // for densities and again for parents, and not for (i, j) and (j, i) at once: three times the time.
 int64_t stored_tokens() {
   const char* limit = std::getenv("VITCOP_STORED_TOKENS");
-  return limit ? std::atoll(limit) : 6144;
+  return limit ? std::max(std::atoll(limit), 0LL) : 6144;
 }
 
 vic::Options options(const Words& w, double d_c, double tau, int64_t num_centers) {

@@ -242,9 +242,10 @@ def test_distances_that_are_taken_again_are_the_same(
     """Beyond a limit the C++ kernel does not keep them."""
     features, places, valid = torch.randn(2, 330, 40).to(dtype), torch.rand(330, 2), torch.rand(2, 330) < 0.9
     kept = call("vic_cluster", features, places, 6.0, 0.5, 30, valid, semantics=semantics, **options)
-    monkeypatch.setenv("VITCOP_STORED_TOKENS", "100")
-    again = call("vic_cluster", features, places, 6.0, 0.5, 30, valid, semantics=semantics, **options)
-    assert_same_bits(again, kept)
+    for limit in ("100", "-1"):
+        monkeypatch.setenv("VITCOP_STORED_TOKENS", limit)
+        again = call("vic_cluster", features, places, 6.0, 0.5, 30, valid, semantics=semantics, **options)
+        assert_same_bits(again, kept)
 
 
 def test_padding_may_leave_few_of_many_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
