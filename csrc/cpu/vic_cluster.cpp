@@ -64,8 +64,9 @@ void check_options(const char* op, double d_c, double tau, const Words& w) {
   check_one_of(op, "root_delta", w.root_delta, {"inf", "max"});
 }
 
-// Up to so many tokens the distances of all pairs stay in memory: 151 MB. For more, their products are taken
-// for densities and again for parents, and not for (i, j) and (j, i) at once: three times the time.
+// The distances of all pairs of so many tokens stay in memory: 151 MB. For up to sqrt(2) times as many, those
+// of the upper triangle do. For more, the products of pairs without a place are taken for densities and again
+// for parents, and not for (i, j) and (j, i) at once: up to four times over.
 int64_t stored_tokens() {
   const char* limit = std::getenv("VITCOP_STORED_TOKENS");
   return limit ? std::max(std::atoll(limit), 0LL) : 6144;

@@ -239,10 +239,10 @@ def test_duplicates_have_a_density_whatever_the_cutoff(run: Any) -> None:
 def test_distances_that_are_taken_again_are_the_same(
     options: dict[str, Any], dtype: torch.dtype, semantics: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Beyond a limit the C++ kernel does not keep them."""
+    """Beyond a limit the C++ kernel keeps those of the upper triangle, as many as fit, or none."""
     features, places, valid = torch.randn(2, 330, 40).to(dtype), torch.rand(330, 2), torch.rand(2, 330) < 0.9
     kept = call("vic_cluster", features, places, 6.0, 0.5, 30, valid, semantics=semantics, **options)
-    for limit in ("100", "-1"):
+    for limit in ("290", "200", "100", "-1"):
         monkeypatch.setenv("VITCOP_STORED_TOKENS", limit)
         again = call("vic_cluster", features, places, 6.0, 0.5, 30, valid, semantics=semantics, **options)
         assert_same_bits(again, kept)

@@ -1,10 +1,11 @@
-// Rows of q in float32, from the Gram tiles: stored for samples of moderate size, taken again in each visit
-// otherwise.
+// Rows of q in float32, from the Gram tiles. Samples of moderate size store them all. Larger ones store tiles
+// of the upper triangle, as many as that memory holds, and take the others again in each visit.
 #pragma once
 
 #include "cpu/vic/scratch.h"
 #include "cpu/vic/team.h"
 
+#include <algorithm>
 #include <atomic>
 #include <limits>
 
@@ -26,7 +27,11 @@ class FloatRows {
       if (kernels.pack(tokens, anchor, p, s.packed + p * s.panel_size, s.norm + p * kernels.width))
         set_beyond();
     });
-    if (stored_ && !beyond()) fill();
+    if (beyond()) return;
+    if (stored_)
+      fill();
+    else
+      fill_tiles();
   }
 
   bool bad(int64_t i) const { return s_.norm[i] == std::numeric_limits<float>::infinity(); }
@@ -48,10 +53,7 @@ class FloatRows {
       const float* q = s_.rows + begin * s_.ld;
       if (!stored_) {
         float* out = s_.rows + worker * kBlockRows * s_.ld;
-        const int64_t w = kernels_.width, step = kernels_.tile_panels,
-                      ip1 = std::min(begin / w + step, s_.panels);
-        for (int64_t jp = 0; jp < s_.panels; jp += step)
-          tile(begin / w, ip1, jp, std::min(jp + step, s_.panels), out, begin, false);
+        for (int64_t tj = 0; tj * kBlockRows < n; ++tj) gather(block, tj, out + tj * kBlockRows);
         q = out;
       }
       for (int64_t i = begin; i < end; ++i) f(i, q + (i - begin) * s_.ld, worker);
@@ -71,6 +73,39 @@ class FloatRows {
 
   void tile(int64_t ip0, int64_t ip1, int64_t jp0, int64_t jp1, float* out, int64_t row0, bool mirror) {
     if (kernels_.tile(gram_, ip0, ip1, jp0, jp1, out, row0, s_.ld, mirror)) set_beyond();
+  }
+
+  static int64_t tile_number(int64_t ti, int64_t tj) { return tj * (tj + 1) / 2 + ti; }  // ti <= tj
+
+  // Tile (ti, tj) as it stands, row by row at out.
+  void compute(int64_t ti, int64_t tj, float* out, int64_t ld, bool mirror) {
+    const int64_t step = kernels_.tile_panels, ip = ti * step, jp = tj * step;
+    if (kernels_.tile(gram_, ip, std::min(ip + step, s_.panels), jp, std::min(jp + step, s_.panels),
+                      out - tj * kBlockRows, ti * kBlockRows, ld, mirror))
+      set_beyond();
+  }
+
+  void fill_tiles() {
+    for_each(parallel_, s_.num_tiles, [&](int64_t item, int64_t) {
+      int64_t ti = item, tj = 0;
+      while (ti > tj) ti -= ++tj;
+      compute(ti, tj, s_.tiles + item * Scratch::kTile, kBlockRows, ti == tj);
+    });
+  }
+
+  // Tile (ti, tj) to out: stored, stored as (tj, ti), or taken again. q_ij = q_ji to the bit.
+  void gather(int64_t ti, int64_t tj, float* out) {
+    const int64_t number = tile_number(std::min(ti, tj), std::max(ti, tj));
+    if (number >= s_.num_tiles) return compute(ti, tj, out, s_.ld, false);
+    const float* stored = s_.tiles + number * Scratch::kTile;
+    const int64_t rows = std::min(kBlockRows, s_.n_pad - ti * kBlockRows),
+                  columns = std::min(kBlockRows, s_.n_pad - tj * kBlockRows);
+    if (ti <= tj) {
+      for (int64_t r = 0; r < rows; ++r) std::copy_n(stored + r * kBlockRows, columns, out + r * s_.ld);
+    } else {
+      for (int64_t c = 0; c < columns; ++c)
+        for (int64_t r = 0; r < rows; ++r) out[r * s_.ld + c] = stored[c * kBlockRows + r];
+    }
   }
 
   // The upper triangle in square tiles; smaller ones where there are few, so that the workers finish

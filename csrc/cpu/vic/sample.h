@@ -12,7 +12,8 @@ struct Options {
   int64_t neighbours;  // knn's k
   double d_c, tau, dist_scale;
   int64_t num_centers;
-  int64_t stored_tokens;  // up to here the q of all pairs stay in memory, beyond they are taken again
+  int64_t stored_tokens;  // memory holds as many q as all pairs of so many tokens have; the others are taken
+                          // again
 };
 
 struct Places {

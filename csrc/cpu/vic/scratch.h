@@ -3,16 +3,19 @@
 
 #include "cpu/vic/sample.h"
 
+#include <algorithm>
+
 namespace vitcop::vic {
 
 struct Scratch {
-  int64_t n_pad, ld, panels, words, panel_size;
-  float *packed, *norm, *anchor, *work, *unit, *rows, *heap, *rho;
+  int64_t n_pad, ld, panels, words, panel_size, num_tiles = 0;
+  float *packed, *norm, *anchor, *work, *unit, *rows, *tiles, *heap, *rho;
   double *log, *widest, *delta2, *gamma, *places;
   int64_t* index;
   int32_t *place, *key, *order, *parent, *chosen, *label;
   bool* bad;
   size_t bytes = 0;
+  static constexpr int64_t kTile = kBlockRows * kBlockRows;
 
   Scratch(char* base, int64_t n, int64_t d, int64_t dims, const Options& o, const Kernels& k, int64_t workers)
       : base_(base) {
@@ -27,7 +30,12 @@ struct Scratch {
     take(anchor, d + 32);
     take(work, d + 32);
     take(unit, o.cosine ? n * d : 0);
+    if (n > o.stored_tokens) {
+      const int64_t side = (n + kBlockRows - 1) / kBlockRows;
+      num_tiles = std::min(side * (side + 1) / 2, o.stored_tokens * o.stored_tokens / kTile);
+    }
     take(rows, n <= o.stored_tokens ? n_pad * ld : workers * kBlockRows * ld);
+    take(tiles, num_tiles * kTile);
     take(heap, o.knn ? workers * o.neighbours : 0);
     take(rho, n);
     take(widest, o.root_max ? n : 0);
