@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 import vitcop
 from vitcop import ViTCoP, memory
+from vitcop.adapters import adapter_for
 
 METHOD = ViTCoP(retention=0.3)
 
@@ -53,6 +54,20 @@ def peak_of_decoder(model: Any, inputs: dict[str, Any]) -> int:
     first.remove()
     last.remove()
     return peak.peak
+
+
+@pytest.mark.parametrize("family", parameters("llava", "llava_next", "llava_next_video", "internvl"))
+def test_of_the_class_tokens_query_no_more_is_kept_than_its_row(family: Family) -> None:
+    model = family.model()
+    seen: list[Any] = []
+    hooks = list(adapter_for(model).watch(seen))
+    with torch.no_grad():
+        model(**family.batch([family.prompt(2)]))
+    for hook in hooks:
+        hook.remove()
+    (tokens,) = seen
+    query = getattr(tokens, "run", tokens).query
+    assert query.numel() > 0 and query.untyped_storage().nbytes() == query.nbytes
 
 
 def behind(family: Family, first: dict[str, Any], second: dict[str, Any]) -> dict[str, Tensor]:

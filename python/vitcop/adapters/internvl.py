@@ -90,7 +90,7 @@ class InternVLAdapter(Adapter):
         attention = self.layer.attention
 
         def keep_query(module: nn.Module, args: Any, output: Tensor) -> None:
-            seen.put("query", output[:, 0].detach())
+            seen.put("query", output[:, 0].detach().clone())  # a view would keep the queries of all patches
 
         def keep_keys(module: nn.Module, args: Any, output: Tensor) -> None:
             seen.put("keys", output.detach())
