@@ -89,12 +89,13 @@ def schedule_for(
     stage2_ratio: float | None = None,
     stage3_ratio: float | None = None,
     deep_share: float = 0.2,
+    stage1_power: float | None = None,
 ) -> Schedule:
     """Ratios whose layer average is `retention`, with `pi3 = deep_share * pi2`:
 
     `pi2 = (L*r - l_s*pi1) / ((l_d - l_s) + (L - l_d)*deep_share)`. With L = 32, l_s = 2, l_d = 22 this is Table 8.
     Where even pi1 = pi2 = 1 average less than `retention`, pi3 grows instead. Given ratios stand, and the others make
-    up the rest.
+    up the rest. `pi1 = r**stage1_power` where that is given instead of pi1.
 
     Raises ValueError when no such ratios exist, naming what to change.
     """
@@ -107,7 +108,12 @@ def schedule_for(
         if ratio is not None and not 0 < ratio <= 1:
             raise ValueError(f"{name}: expected a share in (0, 1], got {ratio:g}")
 
-    pi1 = default_stage1_ratio(retention, num_layers, shallow_layer) if stage1_ratio is None else stage1_ratio
+    if stage1_ratio is not None:
+        pi1 = stage1_ratio
+    elif stage1_power is not None:
+        pi1 = retention**stage1_power
+    else:
+        pi1 = default_stage1_ratio(retention, num_layers, shallow_layer)
     middle, deep = deep_layer - shallow_layer, num_layers - deep_layer
     rest = num_layers * retention - shallow_layer * pi1  # layers' worth of tokens left for Stages II and III
     if stage2_ratio is None:

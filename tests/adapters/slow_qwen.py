@@ -308,7 +308,10 @@ def merge(
 ) -> list[Token]:  # fmt: skip
     """Stage II: each frame clustered on its own, then one plan for the sample."""
     alpha = method.center_ratio
-    if alpha is None:
+    if method.merged_share is not None:
+        margin = 1e-9 if method.semantics == "released" else -1e-9
+        alpha = (max(1, round(method.merged_share * budget)) + margin) / len(visual)
+    elif alpha is None:
         alpha = 0.09 + 0.27 * method.schedule(num_layers, total).retention
     labels, clusters = [], 0
     for segment in sorted({t.segment for t in visual}):

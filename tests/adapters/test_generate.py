@@ -26,6 +26,8 @@ VARIANTS = {
     "without Stage I, hidden features": (dict(retention=0.4, stage1_ratio=1, features="hidden"), 1, 4, "sdpa"),
     "without Stage III": (dict(retention=0.3, deep_share=1), 1, 4, "sdpa"),
     "other layers, literal quota": (dict(retention=0.3, shallow_layer=1, deep_layer=3, quota="floor"), 1, 4, "sdpa"),
+    "shares of the budget": (dict(retention=0.3, deep_share=1, stage1_power=0.7, merged_share=0.6), 2, 4, "sdpa"),
+    "shares of the budget, released": (dict(retention=0.3, semantics="released", merged_share=0.6), 1, 4, "sdpa"),
     "more clusters than budget": (dict(stage1_ratio=0.9, stage2_ratio=0.2, center_ratio=0.6), 1, 4, "sdpa"),
 }
 

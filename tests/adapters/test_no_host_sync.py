@@ -31,6 +31,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "no Stage III": {"deep_share": 1},
     "one cluster": {"center_ratio": 0.01},
     "more clusters than budget": {"center_ratio": 1.0},
+    "shares of the budget": {"stage1_power": 0.7, "merged_share": 0.6, "deep_share": 1.0},
 }
 IMAGES = {"two": (2,), "ragged": (1, 2, 0, 1)}
 

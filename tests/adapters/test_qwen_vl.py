@@ -64,10 +64,16 @@ VARIANTS: dict[str, tuple[dict[str, Any], list[tuple[int, ...]], str]] = {
         dict(stage1_ratio=0.6, stage2_ratio=0.4, shallow_layer=1, deep_layer=2, features="hidden"), [(4, 5)], "sdpa"
     ),
     "without Stage I": (dict(retention=0.5, stage1_ratio=1), [(4, 4)], "sdpa"),
+    "shares of the budget": (dict(retention=0.3, stage1_power=0.7, merged_share=0.6), [(2, 3, 4)], "sdpa"),
 }  # fmt: skip
 
 
-ONCE = {"attention": "qwen2_5_vl", "attention of the layer before": "qwen3_vl", "without Stage I": "qwen3_vl"}
+ONCE = {
+    "attention": "qwen2_5_vl",
+    "attention of the layer before": "qwen3_vl",
+    "without Stage I": "qwen3_vl",
+    "shares of the budget": "qwen3_vl",
+}
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,21 @@ def test_the_constructor_is_the_specified_one() -> None:
         "center_ratio": None, "shallow_layer": 2, "deep_layer": 22, "deep_share": 1 / 5, "d_c": 8.0, "tau": 0.6,
         "semantics": "paper", "saliency": "key_norm", "key_source": None, "heads": None, "merge": None, "quota": None,
         "positions": None, "features": None,
+        # not in the paper
+        "stage1_power": None, "merged_share": None,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(("retain", "first"), [(192, 332), (128, 271), (64, 192), (32, 135), (500, 536), (576, 576)])
+def test_stage_1_by_a_power_of_the_retention(retain: int, first: int) -> None:
+    counts = ViTCoP(retain=retain, stage1_power=0.5, deep_share=1).counts(32, 576)
+    assert counts[0] == first >= counts[1] == counts[2]
+    assert (2 * counts[0] + 30 * counts[1]) / 32 == pytest.approx(retain, abs=1)
+
+
+def test_the_powers_0_and_1_are_no_stage_1_and_nothing_else() -> None:
+    assert ViTCoP(retain=64, stage1_power=0, deep_share=1).counts(32, 576)[0] == 576
+    assert ViTCoP(retain=64, stage1_power=1, deep_share=1).counts(32, 576) == (64, 64, 64)
 
 
 @pytest.mark.parametrize(("depth", "layers"), [(32, (2, 22)), (40, (2, 28)), (12, (2, 8)), (8, (2, 6)), (3, (1, 2))])
@@ -97,6 +111,10 @@ def test_retaining_more_than_there_is_keeps_everything() -> None:
         ({"retain": 64, "heads": "max"}, "heads: expected one of 'l2', 'mean', got 'max'"),
         ({"retain": 64, "saliency": None}, "saliency: expected one of"),
         ({"retain": 64, "center_ratio": 0}, "center_ratio: expected a share"),
+        ({"retain": 64, "merged_share": 1.5}, r"merged_share: expected a share in \(0, 1\], got 1.5"),
+        ({"retain": 64, "stage1_power": -1}, r"stage1_power: expected a number in \[0, 1\], got -1"),
+        ({"retain": 64, "center_ratio": 0.2, "merged_share": 0.5}, "center_ratio, merged_share: expected one of them"),
+        ({"retain": 64, "stage1_ratio": 0.2, "stage1_power": 0.5}, "stage1_ratio, stage1_power: expected one of them"),
     ],
 )
 def test_wrong_settings_name_the_argument(options: dict[str, object], message: str) -> None:

@@ -1,6 +1,7 @@
 """ViTCoP (Algorithm 1): CLS attention first, clusters and key norms at a shallow layer, key norms at a deep one."""
 
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -66,6 +67,9 @@ class ViTCoP(Method):
         positions: "compact" (contiguous after Stage I), "original" (every token keeps the id it has in the unpruned
             prompt), or "released" (compact, and after Stage III ids restart while decoding goes on at the old length).
         features: what is clustered, "clip_key" (keys of the vision tower) or "hidden" (the decoder's hidden states).
+        stage1_power: in place of stage1_ratio, `pi1 = retention**stage1_power`: 0 switches Stage I off, with 1/2 Stages
+            I and II cut by about the same factor.
+        merged_share: in place of center_ratio, clusters per token that Stage II leaves (as in `VisionOnly`).
 
     Raises:
         ValueError: unknown options, infeasible budgets (some of them only when the number of tokens is known).
@@ -90,6 +94,8 @@ class ViTCoP(Method):
     quota: str | None = None
     positions: str | None = None
     features: str | None = None
+    stage1_power: float | None = None
+    merged_share: float | None = None
 
     def __post_init__(self) -> None:
         for name, choices in CHOICES.items():
@@ -104,8 +110,15 @@ class ViTCoP(Method):
             raise ValueError(f"retain: expected a number of tokens, at least 1, got {self.retain!r}")
         if self.retention is not None and not 0 < self.retention <= 1:
             raise ValueError(f"retention: expected a share in (0, 1], got {self.retention!r}")
-        if self.center_ratio is not None and not 0 < self.center_ratio <= 1:
-            raise ValueError(f"center_ratio: expected a share in (0, 1], got {self.center_ratio!r}")
+        if self.stage1_power is not None and not 0 <= self.stage1_power <= 1:
+            raise ValueError(f"stage1_power: expected a number in [0, 1], got {self.stage1_power!r}")
+        for name in ("center_ratio", "merged_share"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value <= 1:
+                raise ValueError(f"{name}: expected a share in (0, 1], got {value!r}")
+        for one, other in (("stage1_ratio", "stage1_power"), ("center_ratio", "merged_share")):
+            if getattr(self, one) is not None and getattr(self, other) is not None:
+                raise ValueError(f"{one}, {other}: expected one of them, got both")
 
     @classmethod
     def tuned(cls, **options: Any) -> "ViTCoP":
@@ -137,6 +150,7 @@ class ViTCoP(Method):
             0.5 if retention is None else retention,  # not looked at when the ratios are given
             num_layers=num_layers, shallow_layer=shallow, deep_layer=deep, stage1_ratio=self.stage1_ratio,
             stage2_ratio=self.stage2_ratio, stage3_ratio=self.stage3_ratio, deep_share=self.deep_share,
+            stage1_power=self.stage1_power,
         )  # fmt: skip
 
     def counts(self, num_layers: int, total: int) -> tuple[int, int, int]:
@@ -181,7 +195,11 @@ class ViTCoP(Method):
 
     def _clusters(self, ctx: Context, num_layers: int) -> tuple[Tensor, int, Tensor | None]:
         alpha = self.center_ratio
-        if alpha is None:
+        if self.merged_share is not None:
+            wanted = max(1, round(self.merged_share * ctx.budget))
+            # Rounded so that of alpha * count, rounded up or (released) down, comes `wanted`.
+            alpha = min(1.0, math.nextafter(wanted / ctx.count, math.inf if self.semantics == "released" else 0))
+        elif alpha is None:
             alpha = budget.default_center_ratio(self.schedule(num_layers, ctx.total).retention)
         return self.cluster(ctx, alpha)
 
