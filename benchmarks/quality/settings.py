@@ -171,11 +171,24 @@ def tuning() -> Iterator[tuple[str, Method | None]]:
         yield f"tuning-{name}", vitcop(**base, **options)
 
 
+def clusters() -> Iterator[tuple[str, Method | None]]:
+    """How the number of clusters and Stage I should follow the budget, without Stage III, at every budget."""
+    for percent, retention in RETENTIONS.items():
+        base: dict[str, Any] = {"retention": retention, "positions": "original", "deep_share": 1.0}
+        yield f"clusters-{percent}-constant", vitcop(**base, center_ratio=0.24)
+        for share in (0.5, 0.65, 0.8, 1.0):
+            yield f"clusters-{percent}-{share}", vitcop(**base, merged_share=share)
+        for power in (0.5, 0.45, 0.4):
+            for share in (0.65, 0.8):
+                options = {"merged_share": share, "stage1_power": power}
+                yield f"clusters-{percent}-{share}-{power}", vitcop(**base, **options)
+
+
 GROUPS: dict[str, Callable[[], Iterator[tuple[str, Method | None]]]] = {
     "original": original, "tuned": tuned, "published": published, "ablations": ablations, "semantics": semantics,
     "layers": layers, "hidden": hidden, "rankings": rankings,
 }  # fmt: skip
-VALIDATION = {"tuning": tuning, "split": split}
+VALIDATION = {"tuning": tuning, "clusters": clusters, "split": split}
 """What is asked on the validation split, so that nothing is chosen by the answers that are reported."""
 FEWER = {"layers": 120, "hidden": 120, "rankings": 120}
 """Pictures that are asked about in groups where no two settings are close."""
