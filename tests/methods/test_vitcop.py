@@ -43,7 +43,12 @@ def test_tuned_is_a_preset_whose_options_can_be_overridden() -> None:
     first, second, third = tuned.counts(32, 576)
     assert first > second == third  # no Stage III
     assert (2 * first + 30 * second) / 32 == pytest.approx(64, abs=1)  # the same average as the paper's 172, 77, 15
-    assert tuned.center_ratio == 0.24 and ViTCoP.tuned(retain=64, center_ratio=0.1).center_ratio == 0.1
+    assert first == int(576 * 9**-0.4)
+    given = ViTCoP.tuned(retain=64, center_ratio=0.1, stage1_ratio=0.5, deep_share=0.4)
+    assert given == ViTCoP(retain=64, center_ratio=0.1, stage1_ratio=0.5, deep_share=0.4)
+    assert ViTCoP.tuned(retain=64, merged_share=0.5, stage1_power=0.5) == ViTCoP(
+        retain=64, merged_share=0.5, stage1_power=0.5, deep_share=1.0
+    )
 
 
 def test_the_constructor_is_the_specified_one() -> None:
