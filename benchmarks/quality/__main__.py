@@ -25,6 +25,7 @@ def main() -> None:
     run.add_argument("--split", choices=("validation", "test"), default="test")
     run.add_argument("--groups", default="", help="of settings.GROUPS, separated by commas (default: all)")
     run.add_argument("--checkpoint", type=Path, default=TINY)
+    run.add_argument("--seed", type=int, default=0, help="that --checkpoint was trained with (default: 0, as shipped)")
     run.add_argument("--processes", type=int, default=2, help="each on one thread")
     commands.add_parser("report", help="write docs/quality.md and its figures from committed answers")
     options = parser.parse_args()
@@ -48,7 +49,7 @@ def ask_all(options: argparse.Namespace) -> None:
     print(f"{len(settings) - len(missing)} of {len(settings)} settings are answered already", flush=True)
     begin = time.perf_counter()
     with ProcessPoolExecutor(
-        options.processes, initializer=_start, initargs=(options.split, options.checkpoint)
+        options.processes, initializer=_start, initargs=(options.split, options.checkpoint, options.seed)
     ) as pool:
         jobs = [pool.submit(_ask, name, groups) for name in missing]
         jobs += [] if _answered(options, "looks") else [pool.submit(_look)]
@@ -63,14 +64,14 @@ def _answered(options: argparse.Namespace, name: str) -> bool:
 
     from .run import path_of
 
-    path = path_of(options.split, name)
+    path = path_of(options.split, options.seed, name)
     if not path.exists():
         return False
     weights = hashlib.sha256((options.checkpoint / "model.safetensors").read_bytes()).hexdigest()
     return bool(json.loads(path.read_text())["checkpoint_sha256"] == weights)
 
 
-def _start(split: str, checkpoint: Path) -> None:
+def _start(split: str, checkpoint: Path, seed: int) -> None:
     global _study
     import torch
     import transformers
@@ -79,7 +80,7 @@ def _start(split: str, checkpoint: Path) -> None:
 
     torch.set_num_threads(1)
     transformers.utils.logging.disable_progress_bar()
-    _study = Study(split, checkpoint)
+    _study = Study(split, checkpoint, seed=seed)
 
 
 def _ask(name: str, groups: list[str]) -> str:

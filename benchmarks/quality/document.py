@@ -6,7 +6,7 @@ from pathlib import Path
 from benchmarks.markdown import table
 from vitcop import VisionOnly
 
-from . import claims, figures
+from . import figures, seeds
 from .questions import LISTS, TASKS
 from .results import KEPT_FROM, Results
 from .scores import Answered, Interval, difference, retained
@@ -36,8 +36,9 @@ def signed(found: Interval) -> str:
 class Page:
     """The tables of one split."""
 
-    def __init__(self, results: Results) -> None:
-        self.results, self.tasks = results, results.kept
+    def __init__(self, results: Results, tasks: list[int] | None = None) -> None:
+        """`tasks` (numbers): those of the study, unless given."""
+        self.results, self.tasks = results, results.kept if tasks is None else tasks
         self.names = [TASKS[task] for task in self.tasks]
 
     def retained(self, name: str) -> Interval:
@@ -195,6 +196,31 @@ class Page:
         rows = [(name.removeprefix("tuning-"), name) for name in sorted(names)]
         return self.variants([("default", base), *rows], base)
 
+    def clusters(self) -> str:
+        """ViTCoP without Stage III: how clusters and Stage I follow the budget, best on average over budgets first."""
+        rows = []
+        for name in self.by_mean("clusters"):
+            share, _, power = name.partition("-")
+            first = f"retention^{power}" if power else "paper's"
+            made = "0.24 of Stage I's tokens" if share == "constant" else f"{share} of Stage II's tokens"
+            cells = []
+            for budget in RETENTIONS:
+                here, base = f"clusters-{budget}-{name}", f"clusters-{budget}-constant"
+                cells.append(spread(self.retained(here)) if here == base else signed(self.against(here, base)))
+            costs = [self.costs(f"clusters-{budget}-{name}")[1] for budget in RETENTIONS]
+            rows.append([made, first, *cells, ", ".join(costs)])
+        titles = [f"{budget} %" for budget in RETENTIONS]
+        return table(["clusters", "Stage I keeps", *titles, "FLOPs, %"], rows, 2)
+
+    def by_mean(self, group: str) -> list[str]:
+        """Variants `group-BUDGET-VARIANT`, by what they retain on average over the budgets, the most first."""
+        first = f"{group}-{next(iter(RETENTIONS))}-"
+        found = [name.removeprefix(first) for name in self.results.found if name.startswith(first)]
+        return sorted(
+            found,
+            key=lambda variant: -sum(self.retained(f"{group}-{budget}-{variant}").value for budget in RETENTIONS),
+        )
+
     def split(self) -> str:
         """VisionOnly, of which the default stands first, on the split that this page's results are of."""
         rows = []
@@ -207,13 +233,13 @@ class Page:
                 rows.append(self.row(label, name, "" if name == base else signed(self.against(name, base))))
         return table([*self.head(""), "minus default"], rows)
 
-    def claims(self) -> str:
-        return table(["claim of the paper", "on vitcop-tiny", "holds"], claims.rows(self), left=3)
 
-
-def blocks(page: Page, validation: Page) -> dict[str, str]:
+def blocks() -> dict[str, str]:
     """What stands between the marks of docs/quality.md."""
-    results = page.results
+    trained = seeds.read()
+    results = trained[0]
+    page, validation = Page(results), Page(Results.read("validation"))
+    compared = [Page(other, seeds.common(trained)) for other in trained]
     one = results.found["unpruned"]
     return {
         "facts": (
@@ -224,7 +250,10 @@ def blocks(page: Page, validation: Page) -> dict[str, str]:
         "model": page.model(), "depth": page.depth(), "main": page.main(),
         "published": page.published(), "ablations": page.ablations(),
         "semantics": page.semantics(),
-        "layers": page.layers(), "tuning": validation.tuning(), "split": validation.split(), "claims": page.claims(),
+        "layers": page.layers(), "tuning": validation.tuning(), "clusters": validation.clusters(),
+        "split": validation.split(),
+        "claims": seeds.claimed([Page(other) for other in trained]), "seeds": seeds.accuracy(trained),
+        "seeds-methods": seeds.retained(compared), "seeds-order": seeds.order(compared),
     }  # fmt: skip
 
 
@@ -235,6 +264,6 @@ def readme_block() -> str:
 def write() -> None:
     from benchmarks.readme import fill
 
-    path, page = DOCS / "quality.md", Page(Results.read("test"))
-    path.write_text(fill(path.read_text(), blocks(page, Page(Results.read("validation"))), path.name))
-    figures.draw(page, DOCS / "quality")
+    path = DOCS / "quality.md"
+    path.write_text(fill(path.read_text(), blocks(), path.name))
+    figures.draw(Page(Results.read("test")), DOCS / "quality")

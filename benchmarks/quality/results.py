@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .questions import TASKS, Item, by_picture
-from .run import FOLDER
+from .run import folder_of, path_of
 from .scores import Answered
 
 KEPT_FROM = 0.9  # unpruned accuracy that keeps a task in the study
@@ -19,23 +19,24 @@ class Results:
     split: str
     found: dict[str, dict[str, Any]]  # by setting
     items: list[Item]
+    seed: int = 0  # of the training
     _scores: dict[str, Answered] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, split: str) -> "Results":
-        folder = FOLDER / split
+    def read(cls, split: str, seed: int = 0) -> "Results":
+        folder = folder_of(split, seed)
         found = {}
         for path in sorted(folder.glob("*.json")):
             if path.stem in ("questions", "looks"):
                 continue
             result = json.loads(path.read_text())
             found[result["setting"]] = result
-        questions = json.loads((folder / "questions.json").read_text())
+        questions = json.loads(path_of(split, 0, "questions").read_text())
         items = [Item(*row) for row in questions["items"]]
         weights = {result["checkpoint_sha256"] for result in found.values()}
         if len(weights) > 1:
-            raise SystemExit(f"benchmarks/results/quality/{split}: answers of {len(weights)} different checkpoints")
-        return cls(split, found, items)
+            raise SystemExit(f"{folder}: answers of {len(weights)} different checkpoints")
+        return cls(split, found, items, seed)
 
     def __contains__(self, name: str) -> bool:
         return name in self.found
@@ -51,7 +52,7 @@ class Results:
 
     @functools.cached_property
     def looks(self) -> dict[str, Any]:
-        return json.loads((FOLDER / self.split / "looks.json").read_text())
+        return json.loads(path_of(self.split, self.seed, "looks").read_text())
 
     def pictures(self, name: str) -> int:
         return len(self.answered(name).scores)

@@ -23,12 +23,14 @@ FOLDER = RESULTS / "quality"
 class Study:
     """vitcop-tiny, the pictures and the questions of a split. Needs the extra `training`."""
 
-    def __init__(self, split: str, checkpoint: Path, pictures: int | None = None, batch_size: int = 64) -> None:
+    def __init__(
+        self, split: str, checkpoint: Path, pictures: int | None = None, batch_size: int = 64, seed: int = 0
+    ) -> None:
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
         from .questions import ask
 
-        self.split, self.batch_size = split, batch_size
+        self.split, self.batch_size, self.seed = split, batch_size, seed
         self.images, self.items = ask(split, pictures)
         model = AutoModelForImageTextToText.from_pretrained(
             checkpoint, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
@@ -74,32 +76,41 @@ def batches(items: Sequence[Item], size: int) -> list[list[int]]:
 
 
 def keep_questions(split: str, items: Sequence[Item]) -> None:
-    """What was asked, so that answers can be scored without the pictures."""
-    path = path_of(split, "questions")
+    """What was asked, whatever the seed of the weights, so that answers can be scored without the pictures."""
+    path = path_of(split, 0, "questions")
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = ",\n ".join(json.dumps(list(vars(item).values())) for item in items)
     path.write_text(f'{{"items": [\n {rows}\n]}}\n')
 
 
-def path_of(split: str, name: str) -> Path:
-    return FOLDER / split / f"{name}.json"
+def folder_of(split: str, seed: int) -> Path:
+    """Answers of the shipped weights, which are of seed 0, or of weights trained with another seed."""
+    return FOLDER / (f"{split}-seed-{seed}" if seed else split)
+
+
+def path_of(split: str, seed: int, name: str) -> Path:
+    return folder_of(split, seed) / f"{name}.json"
 
 
 def keep(study: Study, name: str, method: Method | None, found: dict[str, Any]) -> None:
     """Write one result file; its list of answers takes one line."""
     answers = json.dumps(found.pop("answers"))
     text = json.dumps(_about(study, name) | {"method": describe(method)} | found, indent=1)
-    path_of(study.split, name).write_text(f'{text[:-2]},\n "answers": {answers}\n}}\n')
+    path = path_of(study.split, study.seed, name)
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(f'{text[:-2]},\n "answers": {answers}\n}}\n')
 
 
 def keep_looks(study: Study, found: dict[str, Any]) -> None:
-    path_of(study.split, "looks").write_text(json.dumps(_about(study, "looks") | found) + "\n")
+    path = path_of(study.split, study.seed, "looks")
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(_about(study, "looks") | found) + "\n")
 
 
 def _about(study: Study, name: str) -> dict[str, Any]:
     return {
-        "benchmark": "quality", "setting": name, "split": study.split, "checkpoint_sha256": study.sha256,
-        "commit": commit(), "machine": machine(),
+        "benchmark": "quality", "setting": name, "split": study.split, "seed": study.seed,
+        "checkpoint_sha256": study.sha256, "commit": commit(), "machine": machine(),
     }  # fmt: skip
 
 
