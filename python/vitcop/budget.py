@@ -70,8 +70,12 @@ def default_stage1_ratio(retention: float, num_layers: int = 32, shallow_layer: 
     for (r0, p0), (r1, p1) in itertools.pairwise(STAGE1_AT):
         if retention <= r1:
             ratio = p0 + (p1 - p0) * (retention - r0) / (r1 - r0)
-            return min(ratio, MAX_STAGE1_SHARE * num_layers * retention / shallow_layer)
+            return _affordable(ratio, retention, num_layers, shallow_layer)
     raise ValueError(f"retention: expected a share in (0, 1], got {retention:g}")
+
+
+def _affordable(ratio: float, retention: float, num_layers: int, shallow_layer: int) -> float:
+    return min(ratio, MAX_STAGE1_SHARE * num_layers * retention / shallow_layer)
 
 
 def default_center_ratio(retention: float) -> float:
@@ -95,7 +99,8 @@ def schedule_for(
 
     `pi2 = (L*r - l_s*pi1) / ((l_d - l_s) + (L - l_d)*deep_share)`. With L = 32, l_s = 2, l_d = 22 this is Table 8.
     Where even pi1 = pi2 = 1 average less than `retention`, pi3 grows instead. Given ratios stand, and the others make
-    up the rest. `pi1 = r**stage1_power` where that is given instead of pi1.
+    up the rest. `pi1 = r**stage1_power` where that is given instead of pi1, and
+    like the default small enough to leave the later layers a share.
 
     Raises ValueError when no such ratios exist, naming what to change.
     """
@@ -111,7 +116,7 @@ def schedule_for(
     if stage1_ratio is not None:
         pi1 = stage1_ratio
     elif stage1_power is not None:
-        pi1 = retention**stage1_power
+        pi1 = _affordable(retention**stage1_power, retention, num_layers, shallow_layer)
     else:
         pi1 = default_stage1_ratio(retention, num_layers, shallow_layer)
     middle, deep = deep_layer - shallow_layer, num_layers - deep_layer

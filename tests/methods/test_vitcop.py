@@ -70,6 +70,16 @@ def test_stage_1_by_a_power_of_the_retention(retain: int, first: int) -> None:
     assert (2 * counts[0] + 30 * counts[1]) / 32 == pytest.approx(retain, abs=1)
 
 
+@pytest.mark.parametrize("depth", [3, 4, 8, 12, 28, 32, 80])
+def test_the_tuned_preset_is_feasible_in_every_decoder(depth: int) -> None:
+    for retain in (1, 5, 11, 32, 64, 192, 500, 575, 576):
+        first, second, third = ViTCoP.tuned(retain=retain).counts(depth, 576)
+        assert 576 >= first >= second >= third >= 1
+        shallow, _ = ViTCoP.tuned(retain=retain).layers(depth)
+        average = (shallow * first + (depth - shallow) * second) / depth
+        assert average == pytest.approx(retain, abs=1), retain
+
+
 def test_the_powers_0_and_1_are_no_stage_1_and_nothing_else() -> None:
     assert ViTCoP(retain=64, stage1_power=0, deep_share=1).counts(32, 576)[0] == 576
     assert ViTCoP(retain=64, stage1_power=1, deep_share=1).counts(32, 576) == (64, 64, 64)

@@ -67,8 +67,8 @@ class ViTCoP(Method):
         positions: "compact" (contiguous after Stage I), "original" (every token keeps the id it has in the unpruned
             prompt), or "released" (compact, and after Stage III ids restart while decoding goes on at the old length).
         features: what is clustered, "clip_key" (keys of the vision tower) or "hidden" (the decoder's hidden states).
-        stage1_power: in place of stage1_ratio, `pi1 = retention**stage1_power`: 0 switches Stage I off, with 1/2 Stages
-            I and II cut by about the same factor.
+        stage1_power: in place of stage1_ratio, `pi1 = retention**stage1_power`, or less where that would leave Stage II
+            nothing. 0: no Stage I; 1/2: Stages I and II cut by about the same factor.
         merged_share: in place of center_ratio, clusters per token that Stage II leaves (as in `VisionOnly`).
 
     Raises:
