@@ -1,22 +1,23 @@
 """The quality study: its scores, its intervals, its settings, and that its page says what the answers say."""
 
 import json
-from pathlib import Path
+import re
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from benchmarks.quality import document, scores, settings
+from benchmarks.quality import document, scores, seeds, settings
 from benchmarks.quality.questions import TASKS, Item, ask, by_picture, score
 from benchmarks.quality.results import KEPT_FROM, Results
-from benchmarks.quality.run import FOLDER, Study, batches, describe
+from benchmarks.quality.run import Study, batches, describe, path_of
 from benchmarks.quality.scores import Answered
 from vitcop import VisionOnly, ViTCoP
 from vitcop.loading import TINY
 from vitcop.methods import Method
 
+DEPTHS: dict[str, Any] = {"shallow_layer": settings.SHALLOW, "deep_layer": settings.DEEP}
 ALL = {name: method for name, (method, _) in settings.settings_of("test").items()}
 
 
@@ -175,6 +176,18 @@ def test_committed_answers_are_all_settings_by_the_shipped_weights(results: Resu
         assert results.found[name]["method"] == describe(method)
 
 
+def test_committed_answers_of_another_seed_are_all_settings_by_one_other_checkpoint(results: Results) -> None:
+    shipped = results.found["unpruned"]["checkpoint_sha256"]
+    weights = [shipped]
+    for other in seeds.read()[1:]:
+        assert set(other.found) == set(ALL) and other.items == results.items
+        for name, method in ALL.items():
+            assert other.found[name]["method"] == describe(method) and other.found[name]["seed"] == other.seed
+            assert len(other.found[name]["answers"]) == len(results.found[name]["answers"])
+        weights.append(other.found["unpruned"]["checkpoint_sha256"])
+    assert len(weights) == len(set(weights)) > 1
+
+
 def test_at_least_3000_questions_were_asked_under_every_method(results: Results) -> None:
     for name, _ in settings.original():
         assert len(results.found[name]["answers"]) == len(results.items) >= 3000, name
@@ -187,12 +200,10 @@ def test_committed_questions_are_those_that_the_script_asks(results: Results) ->
 
 def test_the_tuned_preset_is_what_was_best_on_the_validation_split() -> None:
     page = document.Page(Results.read("validation"))
-    tried = [name for name in page.results.found if name.startswith("tuning-")]
-    best = max(tried, key=lambda name: page.retained(name).value)
-    chosen = ViTCoP.tuned(
-        retention=1 / 9, positions="original", shallow_layer=settings.SHALLOW, deep_layer=settings.DEEP
-    )
-    assert page.results.found[best]["method"] == describe(chosen)
+    best = page.by_mean("clusters")[0]
+    for budget, retention in settings.RETENTIONS.items():
+        chosen = ViTCoP.tuned(retention=retention, positions="original", **DEPTHS)
+        assert page.results.found[f"clusters-{budget}-{best}"]["method"] == describe(chosen)
 
 
 @pytest.mark.parametrize("budget", ["22.2", "11.1"])
@@ -209,18 +220,62 @@ def test_tasks_of_the_study_are_those_that_the_model_can_do(results: Results) ->
     assert all((accuracy[number] >= KEPT_FROM) == (number in results.kept) for number in range(len(TASKS)))
 
 
-def test_page_and_readme_say_what_the_answers_say(results: Results) -> None:
+def test_prose_says_what_the_answers_say() -> None:
+    """The README, around its table, of every training; docs/quality.md of VisionOnly, by training."""
+
+    def against(page: document.Page, first: str, second: str, budget: str) -> scores.Interval:
+        names = (f"tuned-{budget}" if m == "tuned" else settings.named(m, budget, True) for m in (first, second))
+        return page.against(*names)
+
+    trained = seeds.read()
+    for results in trained:
+        page = document.Page(results, seeds.common(trained))
+        for budget in settings.RETENTIONS:
+            assert against(page, "vitcop", "divprune", budget).high < 0
+            assert against(page, "tuned", "vitcop", budget).low > 0
+        for budget in ("33.3", "22.2"):
+            ours = settings.named("vitcop", budget, True)
+            assert page.against(ours, f"{ours}-random").value <= 0
+            assert against(page, "tuned", "divprune", budget).low > 0
+            assert against(page, "vision_only", "divprune", budget).value > 0
+        assert against(page, "vitcop", "divprune", "5.6").high < 0 < against(page, "divprune", "tuned", "5.6").low
+        assert against(page, "divprune", "vision_only", "5.6").low > 0
+        for budget in ("33.3", "22.2", "11.1"):
+            better = {m for m in (*settings.METHODS, "tuned") if against(page, m, "vision_only", budget).low > 0}
+            assert better == ({"11.1": {"divprune"}, "22.2": {"tuned"}}.get(budget, set()) if results.seed else set())
+
+
+def test_page_says_what_the_answers_say() -> None:
     from benchmarks.readme import fill
 
     text = (document.DOCS / "quality.md").read_text()
-    assert (
-        fill(text, document.blocks(document.Page(results), document.Page(Results.read("validation"))), "quality.md")
-        == text
-    )
+    assert fill(text, document.blocks(), "quality.md") == text
+
+
+def test_order_of_methods_by_another_seed_is_counted(results: Results) -> None:
+    def sentence(found: dict[str, Any]) -> str:
+        return seeds.order([document.Page(results), document.Page(Results("test", found, results.items, seed=7))])
+
+    one = r"Of (\d+) pairs .* seed 0 tells apart, seed 7 has (\d+) in the same order, and (\d+) significantly"
+    told, same, opposite = map(int, re.match(one, sentence(results.found)).groups())  # type: ignore[union-attr]
+    assert told == same > 20 and opposite == 0
+    # The best and the worst of one budget change places: with each other, and with all between them.
+    pair = {"original-vision_only-11.1": "original-pyramiddrop-11.1"}
+    pair |= {worst: best for best, worst in pair.items()}
+    swapped = {name: results.found[pair.get(name, name)] for name in results.found}
+    again, fewer, opposite = map(int, re.match(one, sentence(swapped)).groups())  # type: ignore[union-attr]
+    assert again == told and opposite > 8 and fewer <= told - opposite
+
+
+def test_a_task_that_one_seed_cannot_do_is_not_compared(results: Results) -> None:
+    blind = Results("test", {**results.found, "unpruned": results.found["hidden-4"]}, results.items, seed=7)
+    assert seeds.common([results]) == results.kept
+    assert [TASKS[task] for task in seeds.common([results, blind])] == ["color", "presence"]
+    assert "| kind |" in seeds.accuracy([results, blind]) and blind.seed == 7
 
 
 def test_a_worse_answer_changes_the_page(results: Results) -> None:
-    worse: Any = json.loads(Path(FOLDER, "test", "vitcop-11.1.json").read_text())
+    worse: Any = json.loads(path_of("test", 0, "vitcop-11.1").read_text())
     worse["answers"] = ["wrong"] * len(worse["answers"])
     found = Results("test", {**results.found, "vitcop-11.1": worse}, results.items)
     assert document.Page(found).published() != document.Page(results).published()
