@@ -197,9 +197,9 @@ class Page:
         return self.variants([("default", base), *rows], base)
 
     def clusters(self) -> str:
-        """ViTCoP without Stage III: how clusters and Stage I follow the budget, best on average over budgets first."""
+        """ViTCoP without Stage III: a constant share of clusters, then what follows the budget, the best first."""
         rows = []
-        for name in self.by_mean("clusters"):
+        for name in sorted(self.by_mean("clusters"), key=lambda name: name != "constant"):
             share, _, power = name.partition("-")
             first = f"retention^{power}" if power else "paper's"
             made = "0.24 of Stage I's tokens" if share == "constant" else f"{share} of Stage II's tokens"
