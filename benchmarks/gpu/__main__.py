@@ -27,7 +27,9 @@ def main() -> None:
         plan.models = [spec for spec in plan.models if options.models in spec.name]
     if options.only:
         # Nothing is timed that was not checked.
-        extra = ("checks",) if {"ops", "models"} & set(options.only) else ()
+        extra: tuple[str, ...] = ("checks",) if {"ops", "models"} & set(options.only) else ()
+        if "compiled" in options.only:
+            extra += ("checks", "ops")
         plan.parts = tuple(part for part in PARTS if part in (*options.only, *extra))
     _, report = run(plan, device, options.out)
     sys.exit(1 if report.failed else 0)

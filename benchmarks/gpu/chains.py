@@ -242,8 +242,7 @@ def _segment_mean(x: Tensor, perm: Tensor, offsets: Tensor) -> Tensor:
     for sample, order, bounds in zip(x, perm, offsets, strict=True):
         place = torch.arange(order.shape[0], device=x.device)
         segment = torch.searchsorted(bounds[1:].contiguous(), place, right=True)
-        where = torch.empty_like(order).scatter_(0, order, segment)
-        means.append(baselines.segment_mean_by_index_add(sample, where, bounds.diff()))
+        means.append(baselines.segment_mean_by_index_add(sample, segment[order.argsort()], bounds.diff()))
     return torch.stack(means)
 
 

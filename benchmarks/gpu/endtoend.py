@@ -34,7 +34,8 @@ def measure_models(
     """Adds a record a model: its runs, or why there are none."""
     for spec in specs:
         record: Record = {"model": spec.name, "visual_tokens": spec.visual, "text_tokens": TEXT, "layers": spec.layers,
-                          "weights": "random", "dtype": "bfloat16", "runs": []}  # fmt: skip
+                          "weights": "random", "dtype": "bfloat16", "runs": [],
+                          "status": "not measured", "why": "stopped before it was built"}  # fmt: skip
         records.append(record)
         try:
             why = available(spec)
@@ -54,6 +55,7 @@ def measure_models(
             record |= error
             continue
         record["status"] = "measured"
+        del record["why"]
         with torch.no_grad():
             for batch in (1, *spec.batches):
                 bench = Bench(device, spec, model, batch, wrong, budget, rounds, steps, record["runs"])

@@ -27,8 +27,11 @@ def measure_ops(
     found: dict[str, Any],
     seconds: float,
     records: list[Record],
-) -> None:
-    """Adds a record a case: timings of each way, or why there are none. Our side of everything comes first."""
+) -> list[tuple[Chain, Record]]:
+    """Adds a record a case: timings of each way, or why there are none. Our side of everything comes first.
+
+    Returns what `measure_compiled` goes on with.
+    """
     chains: list[tuple[Chain, Record]] = []
     for case in cases:
         record: Record = {
@@ -55,14 +58,27 @@ def measure_ops(
 
         _, error = budget.piece(f"time: {case.name}", ours)
         record |= {"status": "measured"} if error is None else error
-    compiled: set[str] = set()
+    chains = [(chain, record) for chain, record in chains if record["status"] == "measured"]
     for chain, record in chains:
-        if record["status"] == "measured":
-            for name in chain.others:
-                record["ways"][name] = _other(device, chain, name, budget, seconds)
+        for name in chain.others:
+            record["ways"][name] = _other(device, chain, name, budget, seconds)
+    return chains
+
+
+def measure_compiled(device: Device, chains: list[tuple[Chain, Record]], budget: Budget, seconds: float) -> None:
+    """torch.compile of the eager side. To come last: a kernel of the compiler's that trips an assertion on the device
+    leaves nothing that works in this process."""
+    done: set[str] = set()
+    lost = ""
     for chain, record in chains:
-        if record["status"] == "measured" and "eager" in chain.others:
-            record["ways"]["compiled"] = _compiled(device, chain, compiled, budget, seconds)
+        if "eager" not in chain.others:
+            continue
+        if lost:
+            record["ways"]["compiled"] = {"status": "not measured", "why": lost}
+            continue
+        found = record["ways"]["compiled"] = _compiled(device, chain, done, budget, seconds)
+        if "device-side assert" in found.get("why", ""):
+            lost = f"the device is lost to this process since {chain.case.name}, compiled"
 
 
 def ops_of(case: Case) -> set[str]:

@@ -19,18 +19,18 @@ from benchmarks.harness import RESULTS, commit
 
 from . import plots, tables, targets
 from .budget import Budget, watchdog
-from .chains import Call, replacing
+from .chains import Call, Chain, replacing
 from .checks import run_checks
 from .device import CudaDevice, Device, DryRun, versions
 from .endtoend import measure_models
 from .models import Spec, real_models, tiny_models
-from .ops import measure_ops
+from .ops import measure_compiled, measure_ops
 from .sanitizer import Sanitizer
 from .smoke import command, compiling, run_smoke, stop_all
 from .timing import METHOD, ceilings
 
 SCHEMA = 1
-PARTS = ("smoke", "sanitizer", "checks", "ops", "models")
+PARTS = ("smoke", "sanitizer", "checks", "ops", "models", "compiled")
 
 
 @dataclass
@@ -77,6 +77,7 @@ class Report:
         self.folder = where(device, out)
         self.budget = Budget(plan.limit)
         self._lock = threading.Lock()
+        self._timed: list[tuple[Chain, dict[str, Any]]] = []
         now = datetime.datetime.now(datetime.UTC)
         self.stem = ("DRY-RUN-" if device.dry_run else "") + f"{now:%Y-%m-%d}-{commit()}"
         self.result: dict[str, Any] = {
@@ -109,7 +110,8 @@ class Report:
     def _run_parts(self, dog: threading.Timer) -> None:
         try:
             for part, do in (
-                ("smoke", self._smoke), ("checks", self._checks), ("ops", self._ops), ("models", self._models)
+                ("smoke", self._smoke), ("checks", self._checks), ("ops", self._ops), ("models", self._models),
+                ("compiled", self._compiled),
             ):  # fmt: skip
                 with self._recorded(part), self.budget.part(part):
                     do()
@@ -179,7 +181,7 @@ class Report:
         with self._recorded("ceilings"):
             self.result["ceilings"] = ceilings(self.device)
         refused = self._unchecked() | self.result["wrong"]
-        measure_ops(
+        self._timed = measure_ops(
             self.device, self.plan.cases, replacing(self.plan.replaced), refused, self.budget, self.result["ceilings"],
             self.plan.seconds, self.result["ops"],
         )  # fmt: skip
@@ -192,6 +194,10 @@ class Report:
             self.device, self.plan.models, refused, self.budget, self.plan.rounds, self.plan.steps,
             self.result["models"],
         )  # fmt: skip
+
+    def _compiled(self) -> None:
+        if self._wanted("compiled"):
+            measure_compiled(self.device, self._timed, self.budget, self.plan.seconds)
 
     def _abort(self, why: str) -> None:
         self.result["aborted"] = why

@@ -23,8 +23,9 @@ from benchmarks.gpu.chains import build, ours
 from benchmarks.gpu.device import DryRun
 from benchmarks.gpu.endtoend import USED, Bench
 from benchmarks.gpu.models import TEXT, build_model, methods, prompt, tiny_models
+from benchmarks.gpu.ops import measure_compiled, measure_ops
 from benchmarks.gpu.smoke import ROOT, environment
-from benchmarks.gpu.timing import METHOD
+from benchmarks.gpu.timing import METHOD, ceilings
 from vitcop_kernels.bench.truth import certify, verify
 
 KEY_NORMS = Case("key_norms", {"B": 1, "H": 2, "N": 12, "d": 16}, target_us=1.0)
@@ -62,7 +63,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 # ---------------------------------------------------------------------------------------------------------- every path
 def test_every_part_has_run(whole: dict[str, Any]) -> None:
     assert whole["complete"] and not whole["errors"] and whole["aborted"] is None
-    assert set(whole["budget"]["parts_s"]) == {"smoke", "checks", "ops", "models"}
+    assert set(whole["budget"]["parts_s"]) == {"smoke", "checks", "ops", "models", "compiled"}
     assert whole["budget"]["spent_s"] < whole["budget"]["limit_s"]
     assert all(whole["versions"][name] for name in ("python", "torch", "transformers"))
     assert {record["status"] for record in whole["smoke"]} == {"passed"}
@@ -396,3 +397,19 @@ def test_a_graph_is_compared_with_a_graph() -> None:
     assert share["measured"] == pytest.approx(0.4) and share["eager"] == pytest.approx(1.0) and share["met"] is True
     del model["runs"][1]
     assert targets.rows(made_up)[1]["measured"] is None
+
+
+def test_a_device_lost_to_a_compiled_peer_stops_the_compiled_peers_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    device, budget, records = DryRun(), Budget(60.0), []  # type: ignore[var-annotated]
+    found = ceilings(device)
+    timed = measure_ops(device, [SELECT, KEY_NORMS], ours, {}, budget, found, 0.004, records)
+
+    def lost(*inputs: Any) -> Any:
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    monkeypatch.setattr(device, "compile", lambda function: lost)
+    measure_compiled(device, timed, budget, 0.004)
+    first, second = (record["ways"] for record in records)
+    assert first["compiled"]["status"] == "failed" and "device-side assert" in first["compiled"]["why"]
+    assert second["compiled"]["status"] == "not measured" and "select_tokens" in second["compiled"]["why"]
+    assert all(ways["vitcop"]["graph warm"]["p50"] > 0 and "eager" in ways for ways in (first, second))
