@@ -91,10 +91,25 @@ def _device_block(result: dict[str, Any]) -> str:
     failed = [c for c in [*result["smoke"], *result["checks"], *result["sanitizer"]] if c["status"] == "failed"]
     if failed:
         lines += ["", f"{len(failed)} checks failed; what they concern was not timed."]
+    lines += ["", *_prefills(result)]
     versions, state = result["versions"], result["device"]["state"]
     lines += [
         "",
-        f"({result['device']['name']}, SM clock {state.get('clocks.sm', 'unknown')}, torch {versions['torch']}, Triton "
-        f"{versions['triton']}, commit {result['commit']}, {result['date'][:10]}; medians, inputs in L2)",
+        f"({result['device']['name']}, driver {state.get('driver_version', 'unknown')}, torch {versions['torch']}, "
+        f"Triton {versions['triton']}, commit {result['commit']}, {result['date'][:10]}; medians, inputs in L2)",
     ]
     return "\n".join(lines)
+
+
+def _prefills(result: dict[str, Any]) -> list[str]:
+    """Whole prefills, vision tower included, where every way of a batch was measured."""
+    head = "| prefill, ms (medians; random weights) | batch | unpruned | ViTCoP, 1/9 of the tokens | in a CUDA graph |"
+    lines = [head, "|---|--:|--:|--:|--:|"]
+    for model in result["models"]:
+        found = {(r["way"], r["batch"]): r for r in model["runs"] if r["retention"] in (None, 1 / 9)}
+        for batch in sorted({batch for _, batch in found}):
+            ways = [found.get((way, batch), {}).get("total") for way in ("unpruned", "vitcop", "vitcop, graph")]
+            cells = ["" if way is None else f"{way['p50'] / 1e3:.1f}" for way in ways]
+            if all(cells[:2]):
+                lines.append(f"| {model['model']} | {batch} | {' | '.join(cells)} |")
+    return lines if len(lines) > 2 else []

@@ -413,3 +413,18 @@ def test_a_device_lost_to_a_compiled_peer_stops_the_compiled_peers_alone(monkeyp
     assert first["compiled"]["status"] == "failed" and "device-side assert" in first["compiled"]["why"]
     assert second["compiled"]["status"] == "not measured" and "select_tokens" in second["compiled"]["why"]
     assert all(ways["vitcop"]["graph warm"]["p50"] > 0 and "eager" in ways for ways in (first, second))
+
+
+def test_the_readme_shows_prefills_where_both_sides_were_measured() -> None:
+    def run(way: str, batch: int, us: float | None, retention: float | None = 1 / 9) -> dict[str, Any]:
+        return {"way": way, "batch": batch, "retention": retention} | ({} if us is None else {"total": {"p50": us}})
+
+    runs = [
+        run("unpruned", 1, 30000.0, None), run("vitcop", 1, 45000.0), run("vitcop, graph", 1, 20000.0),
+        run("vitcop", 1, 1.0, 1 / 3),  # of another retention
+        run("unpruned", 4, 80000.0, None), run("vitcop", 4, 40000.0),
+        run("unpruned", 8, 160000.0, None), run("vitcop", 8, None),  # failed
+    ]  # fmt: skip
+    lines = tables._prefills({"models": [{"model": "LLaVA", "runs": runs}]})
+    assert lines[2:] == ["| LLaVA | 1 | 30.0 | 45.0 | 20.0 |", "| LLaVA | 4 | 80.0 | 40.0 |  |"]
+    assert tables._prefills({"models": [{"model": "LLaVA", "runs": runs[-2:]}]}) == []
