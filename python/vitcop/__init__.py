@@ -6,8 +6,8 @@ with vitcop.prune(model, vitcop.ViTCoP(retain=64)) as report:
 
 from importlib.metadata import PackageNotFoundError, version
 
+from .engine.report import Report
 from .methods import DivPrune, FastV, PyramidDrop, Random, SparseVLM, Uniform, VisionOnly, VisionZip, ViTCoP
-from .report import Report
 from .session import attach, prune
 
 __all__ = [

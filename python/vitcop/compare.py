@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
+from .engine.report import FlopsReport, Report
 from .methods.base import Method
-from .report import FlopsReport, Report
 from .session import prune
 
 PHOTOGRAPH = Path(__file__).parent / "assets" / "coffee.jpg"

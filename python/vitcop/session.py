@@ -1,30 +1,34 @@
 """Join a model and a method: hooks in, hooks out."""
 
 import contextlib
+import dataclasses
+import functools
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from . import caches
-from .hooks import PerThread, before_forward, untraced
-from .injection import Injection
-from .layout import Prompt, group_images, group_samples, read_prompt
-from .masks import mask_kind
+from .engine import cache as caches
+from .engine.hooks import Current, PerThread, untraced
+from .engine.layout import Layout, Layouts, Prompt, read_prompt
+from .engine.masks import mask_kind
+from .engine.memory import PeakWatch
+from .engine.report import Report
+from .engine.run import Run
 from .methods.base import Method
-from .report import Report
 
 if TYPE_CHECKING:
-    from .adapters.base import Removable, VisualTokens
-    from .capture import Backend
-    from .graph import PrefillGraphs
-    from .run import Run
+    from .adapters.base import Removable
+    from .engine.capture import Backend
+    from .engine.graph import PrefillGraphs
+    from .engine.packing import Packing
+    from .engine.vision import VisualTokens
 
 BUDGET_PER = ("sample", "image")
-_PRUNED: "weakref.WeakSet[nn.Module]" = weakref.WeakSet()
+_PRUNED: "weakref.WeakKeyDictionary[nn.Module, Handle]" = weakref.WeakKeyDictionary()
 _ATTACHING = threading.Lock()
 
 
@@ -114,21 +118,27 @@ def attach(model: nn.Module, method: Method, *, cuda_graph: bool = False, budget
         raise ValueError(f"budget_per: expected one of {', '.join(map(repr, BUDGET_PER))}, got {budget_per!r}")
     backend = None
     if cuda_graph:
-        from .capture import CudaGraphs
+        from .engine.capture import CudaGraphs
 
         backend = CudaGraphs()
     return Handle(model, method, backend, budget_per)
 
 
-class _Forward(threading.local):
+class _Forward(Current):
     """What a thread's forward in progress has come to."""
 
+    run: Run | None = None
     prompt: "Prompt | None" = None
-    run: "Run | None" = None
+    packing: "Packing | None" = None
 
 
 class Handle:
-    """A model under pruning. `backend` captures and replays prefills; None: they run eagerly."""
+    """A model under pruning. `backend` captures and replays prefills; None: they run eagerly.
+
+    Its hooks are on the vision tower, on the model that merges images and text, and on the decoder. Calls of decoder
+    layers are seen only in forwards that need it: not in those of text alone, and in no decoding step, unless layers
+    need masks of their own.
+    """
 
     def __init__(
         self, model: nn.Module, method: Method, backend: "Backend | None" = None, budget_per: str = "sample"
@@ -138,26 +148,33 @@ class Handle:
         self.adapter = adapter_for(model)
         self.method, self.budget_per = method, budget_per
         mask_kind(self.adapter.decoder.config._attn_implementation)
-        self.program = self.adapter.fit(method.program(self.adapter.shape.num_layers))
+        program = self.adapter.fit(method.program(self.adapter.shape.num_layers))
+        self.program = dataclasses.replace(program, counts=functools.cache(program.counts))
         self.report = Report(
             notes=list(self.program.notes), decoder=self.adapter.shape, positions=self.program.positions
         )
+        self._layouts = Layouts(self.program, budget_per)
         self._tokens: PerThread[VisualTokens] = PerThread()  # of the forward in progress
         self._now = _Forward()
         self._attached = caches.Attached()
         self._graphs: PrefillGraphs | None = None
         self._hooks: list[Removable] = []
+        self._runs: set[Run] = set()  # of all threads, in progress
+        self._nothing: dict[Any, Tensor] = {}  # masks of eager attention that hide nothing
         with _ATTACHING:
             if self.adapter.owner in _PRUNED:
-                raise ValueError("model: expected one that is not being pruned, got one with a method attached")
+                raise ValueError(
+                    "This model already has a pruning method attached; leave its `with` block or call "
+                    "`handle.remove()` first."
+                )
             try:
                 self._install()
                 if backend is not None:
-                    from . import graph
+                    from .engine import graph
 
-                    self._graphs = graph.PrefillGraphs(self.adapter, self.program, backend, self._standing_in)
-                    self._graphs.install(lambda: self._now.run, self.report)
-                _PRUNED.add(self.adapter.owner)
+                    self._graphs = graph.PrefillGraphs(self.adapter, self.program, backend, self._now)
+                    self._graphs.install(self.report)
+                _PRUNED[self.adapter.owner] = self
             except BaseException:
                 self.remove()
                 raise
@@ -165,15 +182,17 @@ class Handle:
     def remove(self) -> None:
         """Take all hooks out. The report stays; calling it again does nothing, or finishes what was interrupted."""
         self._attached.on = False
+        self._forget()
+        for run in list(self._runs):
+            run.cancel()
         if self._graphs is not None:
             self._graphs.close()
             self._graphs = None
         while self._hooks:  # the last one in is the first one out
             self._hooks[-1].remove()
             if len(self._hooks) == 1:
-                _PRUNED.discard(self.adapter.owner)
+                _PRUNED.pop(self.adapter.owner, None)
             self._hooks.pop()
-        self._forget()
 
     def _install(self) -> None:
         owner, decoder, add = self.adapter.owner, self.adapter.decoder, self._hooks.append
@@ -182,18 +201,13 @@ class Handle:
         add(owner.register_forward_pre_hook(untraced(self._before_model), with_kwargs=True))
         add(owner.register_forward_hook(untraced(self._after_model), always_call=True))
         add(decoder.register_forward_pre_hook(untraced(self._before_decoder), with_kwargs=True))
-        add(decoder.register_forward_hook(untraced(self._after_decoder)))
-        for index, layer in enumerate(decoder.layers):
-
-            def before_layer(module: nn.Module, args: Any, kwargs: Any, index: int = index) -> Any:
-                return self._before_layer(index, module, args, kwargs)
-
-            add(before_forward(layer, before_layer))
+        add(decoder.register_forward_hook(untraced(self._after_decoder), always_call=True))
 
     def _end_run(self) -> None:
-        run, self._now.run = self._now.run, None
+        run, self._now.run, self._now.packing = self._now.run, None, None
         if run is not None:
-            run.abandon()
+            self._runs.discard(run)
+            run.end()
 
     def _forget(self) -> None:
         self._end_run()
@@ -204,10 +218,12 @@ class Handle:
 
     def _before_model(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         """Refuse what cannot be done, and read the layout of the prompt, before anything has changed."""
+        if not args and _is_step(kwargs):
+            return
         self._forget()
         arguments = self.adapter.arguments(args, kwargs)
-        ids, mask = arguments.get("input_ids"), arguments.get("attention_mask")
-        caches.check_cache(caches.given(arguments))
+        ids, mask, cache = arguments.get("input_ids"), arguments.get("attention_mask"), caches.given(arguments)
+        caches.check_cache(cache)
         if mask is not None and (not isinstance(mask, Tensor) or mask.dim() != 2):
             what = f"{mask.dim()} dimensions" if isinstance(mask, Tensor) else type(mask).__name__
             raise NotImplementedError(f"attention_mask: expected a padding mask [batch, length], got {what}")
@@ -218,108 +234,140 @@ class Handle:
                 return
             ids = self.adapter.ids_of(embeds)
         # Not read: decoding steps, and candidates of assisted decoding, which may quote the prompt's placeholders.
-        if visual or (ids.shape[1] > 1 and caches.seen(caches.given(arguments)) == 0):
-            prompt = read_prompt(ids, self.adapter.visual_ids, mask)
+        if visual or (ids.shape[1] > 1 and caches.seen(cache) == 0):
+            positions = caches.text_ids(arguments.get("position_ids"))
+            uncached = cache is None and arguments.get("use_cache") is False
+            prompt = read_prompt(ids, self.adapter.visual_ids, mask, positions, cached=not uncached)
             if visual != any(prompt.counts):
                 found = "none in input_ids" if visual else f"{sum(prompt.counts)} in input_ids but no images"
                 raise ValueError(f"input_ids: expected visual tokens exactly where images are given, got {found}")
-            if self.budget_per == "sample":  # the images' sizes are not known yet
-                self._check_counts(prompt.counts)
-            self._now.prompt = prompt
+            if visual:
+                if self.budget_per == "sample":  # the images' sizes are not known yet
+                    for total in sorted(set(prompt.counts) - {0}):
+                        self.program.counts(total)  # raises ValueError where it is infeasible
+                self._now.prompt = prompt
         self._tokens.extend(encoded)
 
-    def _check_counts(self, totals: Iterable[int]) -> None:
-        """Raise ValueError where a budget is infeasible."""
-        for total in sorted(set(totals) - {0}):
-            self.program.counts(total)
-
     def _after_model(self, *_: Any) -> None:
-        self._forget()
+        now = self._now
+        if now.prompt is not None or now.run is not None or self._tokens:
+            self._forget()
 
     # -- the decoder -------------------------------------------------------------------------------------------------
 
     def _before_decoder(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
-        from .memory import PeakWatch
-        from .per_image import PerImage
-        from .run import Run
-
-        self._end_run()
         cache, embeds = caches.given(kwargs), kwargs.get("inputs_embeds")
-        state, prompt, tokens = caches.state_of(cache), self._now.prompt, list(self._tokens)
-        if embeds is None or (state is None and (not tokens or prompt is None)):
+        if embeds is None:
             return None
+        prompt = self._now.prompt
+        if prompt is None or not self._tokens:
+            return self._go_on(module, args, kwargs, cache, embeds) if caches.is_pruned(cache) else None
+        self._end_run()
         if module.training and getattr(module, "gradient_checkpointing", False) and _hooks_run_again():
             raise NotImplementedError(
                 "gradient checkpointing: expected transformers 5 or newer, whose backward does not repeat the hooks"
             )
-        groups, per_image = [], None
-        if tokens and prompt is not None:
-            layout = prompt, tokens, embeds.device
-            groups = group_samples(*layout, self.budget_per)
-            if any(len(group.images) > 1 for group in groups):
-                per_image = PerImage(groups, group_images(*layout, groups))
-            self._check_counts(total for group in groups for total in group.images)
-        mask, position_ids = kwargs.get("attention_mask"), self.adapter.text_positions(kwargs.get("position_ids"))
-        if state is not None:
-            state.attached = self._attached
-        self._now.run = run = Run(
-            self.adapter, self.program, embeds, cache, mask, position_ids, prompt, groups, tokens, per_image
+        tokens = list(self._tokens)
+        packing = None
+        if prompt.starts is not None:
+            from .engine.packing import Packing
+
+            packing = Packing(prompt, embeds.device)
+            prompt = packing.prompt
+            kwargs = packing.arguments(kwargs)
+            embeds = kwargs["inputs_embeds"]
+        layout = self._layouts.get(prompt, tokens, embeds.device)
+        run = self._run(kwargs, cache, embeds, prompt, layout, tokens)
+        features, kwargs = self.adapter.take_injections(kwargs)
+        if features:
+            from .engine.injection import Injection
+
+            run.injection = Injection(features, prompt.visual, embeds.device)
+        run.peak_watch = PeakWatch(embeds.device)
+        run.first = [] if kwargs.get("output_hidden_states") else None
+        return args, self._start(run, kwargs, packing)
+
+    def _go_on(self, module: nn.Module, args: Any, kwargs: Any, cache: Any, embeds: Tensor) -> Any:
+        """A forward after a pruned prefill: its layers need masks of their own, unless it is a step without padding."""
+        state = cache.layers[0].pruned
+        state.attached = self._attached
+        plain = state.shift is None and all(layer.pruned.valid is None for layer in cache.layers)
+        if embeds.shape[1] == 1 and plain:
+            if self.adapter.decoder.config._attn_implementation != "eager":
+                return None
+            key = embeds.dtype, embeds.device
+            if key not in self._nothing:
+                self._nothing[key] = torch.zeros(1, 1, 1, 1, dtype=embeds.dtype, device=embeds.device)
+            return args, {**kwargs, "attention_mask": self._nothing[key]}
+        self._end_run()
+        run = self._run(kwargs, cache, embeds, None, None, [])
+        return args, self._start(run, kwargs)
+
+    def _run(
+        self, kwargs: Any, cache: Any, embeds: Tensor, prompt: "Prompt | None", layout: "Layout | None", tokens: Any
+    ) -> Run:
+        mask, ids = kwargs.get("attention_mask"), self.adapter.text_positions(kwargs.get("position_ids"))
+        return Run(
+            self.adapter, self.program, embeds, cache, mask, ids, prompt, layout, tokens, self._attached, self._now
         )
-        if groups:
-            assert prompt is not None
-            features, kwargs = self.adapter.take_injections(kwargs)
-            if features:
-                run.injection = Injection(features, prompt.visual, embeds.device)
-            run.peak_watch = PeakWatch(embeds.device)
-            run.first = [] if kwargs.get("output_hidden_states") else None
-        if run.shift is not None:
-            kwargs = {**kwargs, "position_ids": run.position_ids}
-        return args, kwargs
 
-    def _before_layer(self, index: int, module: nn.Module, args: Any, kwargs: Any) -> Any:
-        run = self._now.run
-        if run is None:
-            return None
-        hidden = args[0] if args else kwargs["hidden_states"]
-        changed = run.layer_input(index, module, hidden, kwargs)
-        if changed is None:
-            return None
-        hidden, kwargs = changed
-        if args:
-            return (hidden, *args[1:]), kwargs
-        return args, {**kwargs, "hidden_states": hidden}
-
-    @contextlib.contextmanager
-    def _standing_in(self, run: "Run") -> Iterator[None]:
-        """Within the decoder's forward: its layers prune for another run."""
-        outer, self._now.run = self._now.run, run
-        try:
-            yield
-        finally:
-            run.abandon()
-            self._now.run = outer
+    def _start(self, run: Run, kwargs: Any, packing: "Packing | None" = None) -> Any:
+        """Let a run see the layers from here to the end of the decoder's forward."""
+        self._now.run, self._now.packing = run, packing
+        self._runs.add(run)
+        run.watch_layers()
+        ids = run.positions()
+        return kwargs if ids is None else {**kwargs, "position_ids": ids}
 
     def _after_decoder(self, module: nn.Module, args: Any, output: Any) -> Any:
-        run, self._now.run = self._now.run, None
+        run, packing = self._now.run, self._now.packing
         if run is None:
             return None
-        if run.groups:
-            assert run.prompt is not None
-            lengths, counts = run.prompt.lengths, run.prompt.counts
-            self.report.take(run.stages, counts, [n - v for n, v in zip(lengths, counts, strict=True)])
-            itemsize = torch.empty((), dtype=output[0].dtype).element_size()
-            self.report.take_memory(
-                *run.footprints(itemsize), None if run.peak_watch is None else run.peak_watch.stop()
-            )
-        if not run.dirty:
+        self._end_run()
+        if output is None:  # an exception flies
             return None
-        hidden = run.finish(output[0], self._attached)
+        if run.groups:
+            self._take(run, output[0])
+        if not (run.prunes or run.before or packing is not None):
+            return None
+        if run.unseen:
+            raise RuntimeError(
+                "Code compiled before the pruning has skipped its stages; call torch.compiler.reset() after attaching."
+            )
+        hidden = run.finish(output[0])
+        collected = None if isinstance(output, tuple) else output.get("hidden_states")
+        if collected:
+            collected = run.hidden_states(collected)
+        if packing is not None:
+            hidden = packing.packed(hidden)
+            collected = collected and tuple(h if h is None else packing.packed(h) for h in collected)
         if isinstance(output, tuple):
             return (hidden, *output[1:])
         output["last_hidden_state"] = hidden
-        if output.get("hidden_states"):
-            output["hidden_states"] = run.hidden_states(output["hidden_states"])
+        if collected:
+            output["hidden_states"] = collected
         return output
+
+    def _take(self, run: Run, hidden: Tensor) -> None:
+        """Show a prefill that has come to its end."""
+        assert run.prompt is not None
+        run.finish_report()
+        lengths, counts = run.prompt.lengths, run.prompt.counts
+        self.report.take(run.stages, counts, [n - v for n, v in zip(lengths, counts, strict=True)])
+        self.report.columns = run.columns(hidden.element_size())
+        measured = None if run.peak_watch is None else run.peak_watch.stop()
+        self.report.peak_bytes, self.report.peak_bytes_before = (None, None) if measured is None else measured
+
+
+def _is_step(kwargs: Any) -> bool:
+    """One token each, after what a cache holds, and no images."""
+    ids = kwargs.get("input_ids")
+    if ids is None or ids.shape[1] != 1:
+        return False
+    return not any(kwargs.get(name) is not None for name in _IMAGES) and caches.seen(caches.given(kwargs)) > 0
+
+
+_IMAGES = ("pixel_values", "pixel_values_videos", "mm_encoder_outputs")
 
 
 def _hooks_run_again() -> bool:

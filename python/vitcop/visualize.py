@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .report import Report, StageReport
+from .engine.report import Report, StageReport
 
 INK, FAINT, ACCENT = "#1b1f24", "#6e7781", "#d1495b"
 FADED = 0.8  # how far what was dropped fades into white

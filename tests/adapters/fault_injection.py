@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vitcop.engine.hooks import Stands
+
 HOOKS = ("_forward_pre_hooks", "_forward_hooks")
 MADE_BY_A_PREFILL = ("rope_deltas",)  # which Qwen's models keep
 NEW = 3
@@ -88,7 +90,8 @@ def own(model: nn.Module) -> list[Site]:
 class Injector:
     """Stands in for sites, counts their calls, and raises where it is told to."""
 
-    def __init__(self, sites: list[Site]) -> None:
+    def __init__(self, sites: list[Site], model: nn.Module | None = None) -> None:
+        """`model`: calls that single forwards see are sites as well."""
         self.calls = dict.fromkeys((site.name for site in sites), 0)
         self.seen: list[weakref.ref[Tensor]] = []  # tensors that went by
         self._target: Fault | None = None
@@ -96,12 +99,23 @@ class Injector:
         self._had = [(site, site.key in site.holder) for site in sites]
         for site in sites:
             site.holder[site.key] = self._standing_in(site)
+        self._put = Stands.put
+        if model is not None:
+            names = {module: name for name, module in model.named_modules()}
+
+            def put(stands: Stands, module: nn.Module, around: Callable[..., Any]) -> None:
+                site = Site(f"{names[module]}.call", {}, None, around)
+                self.calls.setdefault(site.name, 0)
+                self._put(stands, module, self._standing_in(site))
+
+            Stands.put = put  # type: ignore[method-assign]
 
     def arm(self, fault: Fault, error: BaseException) -> None:
         self.calls = dict.fromkeys(self.calls, 0)
         self._target, self._error = fault, error
 
     def restore(self) -> None:
+        Stands.put = self._put  # type: ignore[method-assign]
         for site, had in self._had:
             if had:
                 site.holder[site.key] = site.original
@@ -164,7 +178,10 @@ class Trial:
     @contextmanager
     def _injecting(self) -> Iterator[Injector]:
         with self.prune(self.model):
-            injector = Injector(own(self.model) if self.within else installed(self.model, self.before))
+            if self.within:
+                injector = Injector(own(self.model))
+            else:
+                injector = Injector(installed(self.model, self.before), self.model)
             try:
                 yield injector
             finally:

@@ -57,7 +57,7 @@ class Graph(NoHostReads):
 
 
 class Recorder:
-    """`vitcop.capture.Backend` on a CPU. `events` says what was done, in order."""
+    """`vitcop.engine.capture.Backend` on a CPU. `events` says what was done, in order."""
 
     def __init__(self) -> None:
         self.events: list[str] = []

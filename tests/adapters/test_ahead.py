@@ -9,7 +9,7 @@ from tiny_llava import batch, prompt
 
 import vitcop
 from vitcop import ViTCoP
-from vitcop.ahead import VisionContext
+from vitcop.engine.ahead import VisionContext
 from vitcop.methods import Context, Method, Plan, Program, Stage
 
 
@@ -34,7 +34,7 @@ class Lane:
 @pytest.fixture
 def log(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     events: list[str] = []
-    monkeypatch.setattr("vitcop.run.lane_for", lambda device: Lane(events))
+    monkeypatch.setattr("vitcop.engine.run.lane_for", lambda device: Lane(events))
     return events
 
 
@@ -94,7 +94,7 @@ def test_it_changes_no_bit(llava: Any, log: list[str], images: tuple[int, ...], 
         got = model(**inputs).logits
     assert log == ["fork", "join"]
     with pytest.MonkeyPatch.context() as patch, vitcop.prune(model, method) as inline, torch.no_grad():
-        patch.setattr("vitcop.run.lane_for", lambda device: None)
+        patch.setattr("vitcop.engine.run.lane_for", lambda device: None)
         expected = model(**inputs).logits
     assert torch.equal(got, expected)
     for a, b in zip(beside.stages, inline.stages, strict=True):
@@ -204,6 +204,6 @@ def test_on_a_gpu_it_changes_no_bit(llava: Any, monkeypatch: pytest.MonkeyPatch)
     with vitcop.prune(model, ViTCoP(retention=0.3)) as report, torch.no_grad():
         beside = [model(**inputs).logits for _ in range(20)]
         assert report.stages[1].seconds_ahead > 0
-        monkeypatch.setattr("vitcop.run.lane_for", lambda device: None)
+        monkeypatch.setattr("vitcop.engine.run.lane_for", lambda device: None)
         inline = model(**inputs).logits
     assert all(torch.equal(logits, inline) for logits in beside)

@@ -12,8 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import vitcop
-from vitcop import ViTCoP, memory
+from vitcop import ViTCoP
 from vitcop.adapters import adapter_for
+from vitcop.engine import memory
 
 METHOD = ViTCoP(retention=0.3)
 
@@ -208,7 +209,7 @@ def test_nothing_that_was_pruned_outlives_the_prefill(family: Family) -> None:
     assert len(hidden) == 3 and set(alive) == {0}
     held = tensors_of(handle.report)
     assert held and not any(t.is_floating_point() for t in held)  # indices, labels, masks
-    state = tensors_of(handle, output.past_key_values._vitcop_state)
+    state = tensors_of(handle, *(layer.pruned for layer in output.past_key_values.layers))
     assert not any(t.is_floating_point() for t in state)
     for layer in output.past_key_values.layers[1:]:
         assert layer.keys.shape[2] < length

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from vitcop.capture import CudaGraphs
+from vitcop.engine.capture import CudaGraphs
 
 
 class Cuda:

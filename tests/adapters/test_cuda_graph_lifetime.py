@@ -35,7 +35,7 @@ def test_buckets_and_layouts_have_graphs_of_their_own(llava: Any, graphs: Any, r
 def test_the_one_unused_for_longest_goes_first(
     llava: Any, graphs: Any, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vitcop.graph.MAX_GRAPHS", 2)
+    monkeypatch.setattr("vitcop.engine.graph.MAX_GRAPHS", 2)
     model = llava()
     graphs(model, ViTCoP(retention=0.3))
     a, b, c = (batch([prompt(1, text=t)]) for t in (5, 60, 120))

@@ -8,7 +8,8 @@ from checks import generate
 from tiny_llava import batch, prompt
 from torch import Tensor, nn
 
-from vitcop import ViTCoP, decoder_keys
+from vitcop import ViTCoP
+from vitcop.engine import decoder_keys
 
 
 class LowRank(nn.Module):

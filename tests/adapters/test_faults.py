@@ -52,12 +52,12 @@ def assert_survived(trial: Trial, faults: list[Any], error: type[BaseException])
 
 
 def test_the_injector_sees_everything_that_is_installed(family: Family) -> None:
-    """Tower, model, decoder and each of its layers; every site is called, or a fault in it would prove nothing."""
+    """Tower, model, decoder and those of its layers where a stage stands; a site that is not called proves nothing."""
     found = trial(family)
     assert all(found.calls.values()), found.calls
-    assert sum("language_model.layers." in site for site in found.calls) == LAYERS
+    assert sum("language_model.layers." in site for site in found.calls) >= 3
     assert sum(family.tower in site for site in found.calls) >= 3
-    assert len(found.faults()) > 50
+    assert len(found.faults()) >= 30
 
 
 def test_the_injector_notices_what_is_left_behind(family: Family) -> None:
@@ -211,7 +211,7 @@ def test_an_interrupt_while_attaching(family: Family, monkeypatch: pytest.Monkey
             except KeyboardInterrupt:
                 interrupts += 1
         assert snapshot(model) == before
-    assert interrupts >= LAYERS + 2  # each layer's hook, those of the decoder and of the model
+    assert interrupts >= 4  # the tower's hooks, those of the decoder and of the model
     with vitcop.prune(model, method):
         assert snapshot(model) != before
 
@@ -232,7 +232,7 @@ def test_an_interrupt_while_removing(family: Family, monkeypatch: pytest.MonkeyP
                 handle.remove()
             except KeyboardInterrupt:
                 interrupts += 1
-                with pytest.raises(ValueError, match="got one with a method attached"):
+                with pytest.raises(ValueError, match="already has a pruning method attached"):
                     vitcop.attach(model, method)
                 handle.remove()
         assert snapshot(model) == before

@@ -11,8 +11,8 @@ from tiny_llava import batch, prompt
 
 import vitcop
 from vitcop import ViTCoP
-from vitcop.ahead import Ahead
-from vitcop.run import Run
+from vitcop.engine.ahead import Ahead
+from vitcop.engine.run import Run
 
 DOCS = Path(__file__).parents[2] / "docs" / "launches.md"
 BATCHES = ((1,), (1, 1), (1, 2, 0, 1))  # images of each sample: the columns of the first table
@@ -67,7 +67,7 @@ def counted(llava: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
 
     monkeypatch.setattr(Run, "_prune", count)
     monkeypatch.setattr(Ahead, "_timed", aside(work))
-    monkeypatch.setattr(vitcop.run, "stage_report", aside(vitcop.run.stage_report))
+    monkeypatch.setattr(vitcop.engine.run, "stage_report", aside(vitcop.engine.run.stage_report))
     return run
 
 

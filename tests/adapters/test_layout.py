@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vitcop.layout import group_images, group_samples, read_prompt
+from vitcop.engine.layout import group_images, group_samples, read_prompt
 
 TEXT, IMAGE, VIDEO, PAD = 1, 8, 9, 0
 CPU = torch.device("cpu")
@@ -104,7 +104,7 @@ def test_images_whose_tokens_take_turns_share_a_budget() -> None:
         ([IMAGE, IMAGE, TEXT], [Tokens("image", [[0]]), Tokens("image", [[0, 0]])], "expected 3 .* got 2"),
         ([IMAGE, VIDEO, TEXT], [Tokens("image", [[0, 0]])], "image tokens of sample 0 .* the next one of 2"),
         ([IMAGE, VIDEO, TEXT], [Tokens("image", [[0], [0]])], "video tokens of sample 0 .* got 1, 1 .* no video"),
-        ([TEXT, TEXT, IMAGE], [], "expected text after the last visual token"),
+        ([TEXT, TEXT, IMAGE], [Tokens("image", [[0]])], "expected text after the last visual token"),
     ],
 )
 def test_what_does_not_match_is_named(row: list[int], runs: list[Tokens], message: str) -> None:

@@ -10,7 +10,7 @@ import transformers
 
 from vitcop.adapters import adapter_for
 from vitcop.adapters.tower import TileTokens, TowerRun
-from vitcop.layout import group_samples, read_prompt
+from vitcop.engine.layout import group_samples, read_prompt
 
 SMALL: dict[str, Any] = dict(hidden_size=8, intermediate_size=8, num_hidden_layers=2, num_attention_heads=1)
 TEXT: dict[str, Any] = dict(SMALL, vocab_size=10, num_key_value_heads=1)

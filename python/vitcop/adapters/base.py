@@ -8,56 +8,14 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
-from vitcop.hooks import plain
-from vitcop.layout import KINDS
+from vitcop.engine.hooks import plain
+from vitcop.engine.memory import DecoderShape
+from vitcop.engine.vision import KINDS, VisualTokens
 from vitcop.methods.base import Program
-from vitcop.report import DecoderShape
 
 VISION = "vitcop"
 """Extra key of the vision tower's ModelOutput. generate() of transformers 5.2x encodes images before the prefill and
 hands that object on, so what Stage I needs travels with it."""
-
-
-class VisualTokens(Protocol):
-    """The visual tokens of one run of the vision tower, T in all, in the order of the prompt's placeholders.
-
-    Tokens that the model adds between those of the tower (line breaks) have NaN for everything but a segment: they rank
-    last, and are like nothing else.
-    """
-
-    @property
-    def kind(self) -> str:
-        """Which placeholders they take: "image" or "video"."""
-
-    @property
-    def image_tokens(self) -> Sequence[int]:
-        """Tokens of each image or video. With an attribute `are_tiles = True`, of each tile: those with no token
-        between their placeholders are one image."""
-
-    def segments(self) -> Tensor:
-        """[T] int64, on the CPU and computed from shapes: which part (tile, frame) of its image or video a token is
-        from, counted from 0. Segments are clustered one by one."""
-
-    def saliency(self) -> Tensor:
-        """[T] attention received, larger is more salient."""
-
-    def features(self) -> Tensor:
-        """[T, D] what ViTCoP clusters."""
-
-    def positions(self) -> Tensor:
-        """[T, 2] (row, col)/grid within the segment, in [0, 1)."""
-
-
-class TowerTokens(VisualTokens, Protocol):
-    """What an adapter may offer besides, with `Adapter.project`, for methods that work before the projector."""
-
-    num_heads: int  # of features()
-
-    def states(self) -> Tensor:
-        """[T, D] what the projector gets for each token; NaN for tokens that no patch made."""
-
-    def cls_states(self) -> Tensor | None:
-        """[images, D] the same of the [CLS] tokens; None for towers without, and where an image has several."""
 
 
 class Removable(Protocol):

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 import vitcop_kernels as ops
-from vitcop.hooks import Seen, Uncompiled, uncopied, untraced
-from vitcop.layout import grid_positions
+from vitcop.engine.hooks import Seen, Uncompiled, uncopied, untraced
+from vitcop.engine.layout import grid_positions
 
 from .base import VISION, Adapter, Removable, VisualTokens, feature_layer
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitcop.layout import grid_positions
+from vitcop.engine.layout import grid_positions
 
 from .base import Removable, VisualTokens
 from .llava_next import LlavaNextAdapter

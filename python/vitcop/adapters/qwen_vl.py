@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 import vitcop_kernels as ops
-from vitcop.hooks import PerThread, Seen, Uncompiled, uncopied, untraced
-from vitcop.layout import grid_positions
+from vitcop.engine.hooks import PerThread, Seen, Uncompiled, uncopied, untraced
+from vitcop.engine.layout import grid_positions
 from vitcop.methods.base import Program
 
 from .base import VISION, Adapter, Removable, VisualTokens

@@ -10,8 +10,8 @@ from torch import Tensor
 
 import vitcop
 from vitcop.adapters import adapter_for
+from vitcop.engine.report import Report
 from vitcop.methods.base import Method
-from vitcop.report import Report
 
 # What Vicuna was trained on; checkpoints without a chat template of their own are asked with it.
 VICUNA = (

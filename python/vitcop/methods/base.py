@@ -91,7 +91,7 @@ class Context(Protocol):
         """[..., D] hidden states of the vision tower -> [..., C] input of the decoder, by the model's projector."""
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Plan:
     """What becomes of the V visual tokens of G samples: S tokens come out, in the order of their anchors.
 

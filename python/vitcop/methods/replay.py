@@ -4,7 +4,7 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
-from vitcop.report import Report
+from vitcop.engine.report import Report
 
 from .base import Context, Method, Plan, Program, Stage
 

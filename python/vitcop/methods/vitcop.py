@@ -183,7 +183,8 @@ class ViTCoP(Method):
         checked: Positions = positions
         # Clusters of the vision tower's keys wait for no decoder layer.
         early = self.saliency != "key_norm_only" and self.option("features") == "clip_key"
-        clusters = functools.partial(self._clusters, num_layers=num_layers)
+        ratio_of = functools.cache(lambda m: budget.default_center_ratio(self.schedule(num_layers, m).retention))
+        clusters = functools.partial(self._clusters, ratio_of)
         stages = [
             Stage("stage1", 0, self._stage1),
             Stage("stage2", shallow, functools.partial(self._stage2, clusters), ahead=clusters if early else None),
@@ -198,14 +199,14 @@ class ViTCoP(Method):
         """Visual saliency: the tokens that [CLS] attends to most."""
         return Plan(ops.select_tokens(ctx.saliency, ctx.budget, largest=True))
 
-    def _clusters(self, ctx: Context, num_layers: int) -> tuple[Tensor, int, Tensor | None]:
+    def _clusters(self, ratio_of: Callable[[int], float], ctx: Context) -> tuple[Tensor, int, Tensor | None]:
         alpha = self.center_ratio
         if self.merged_share is not None:
             wanted = max(1, round(self.merged_share * ctx.budget))
             # Rounded so that of alpha * count, rounded up or (released) down, comes `wanted`.
             alpha = min(1.0, math.nextafter(wanted / ctx.count, math.inf if self.semantics == "released" else 0))
         elif alpha is None:
-            alpha = budget.default_center_ratio(self.schedule(num_layers, ctx.total).retention)
+            alpha = ratio_of(ctx.total)
         return self.cluster(ctx, alpha)
 
     def _stage2(self, clusters: Callable[[Context], tuple[Tensor, int, Tensor | None]], ctx: Context) -> Plan:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vitcop.layout import grid_positions
+from vitcop.engine.layout import grid_positions
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,8 +11,8 @@ from torch import Tensor
 from vllm.distributed import get_tp_group, tensor_model_parallel_all_gather
 
 import vitcop_kernels as ops
-from vitcop import parallel
 from vitcop.adapters.tower import TowerRun
+from vitcop.engine import parallel
 
 from .budget import TOKENS, Budget
 from .layout import Layout

@@ -6,7 +6,16 @@ from dataclasses import dataclass
 
 import torch
 
-from .report import DecoderShape
+
+@dataclass(frozen=True)
+class DecoderShape:
+    """What the costs of a decoder depend on."""
+
+    num_layers: int
+    hidden_size: int
+    intermediate_size: int
+    num_key_heads: int
+    head_dim: int
 
 
 @dataclass(frozen=True)
@@ -34,6 +43,27 @@ def footprint(
         held + column * kept + token * width for kept, width in zip(itertools.accumulate(columns), columns, strict=True)
     ]
     return Footprint(held + column * sum(columns), max(peaks, default=held))
+
+
+@dataclass
+class Columns:
+    """How many tokens of each sample went through each decoder layer in a prefill, and how many its cache held."""
+
+    batch: int
+    itemsize: int
+    seen: int  # tokens of earlier turns, in the prompt's coordinates
+    queries: int
+    history: Sequence[int] | None  # columns that each layer's cache held before; None: `seen`
+    spans: Sequence[tuple[int, int]]  # how many layers in turn had how many tokens
+
+    def footprint(self, shape: DecoderShape, pruned: bool) -> Footprint:
+        """Of this prefill as it was, or as it would have been without pruning."""
+        layers = shape.num_layers
+        if pruned:
+            history = [self.seen] * layers if self.history is None else self.history
+            widths = [width for count, width in self.spans for _ in range(count)]
+            return footprint(shape, self.batch, self.itemsize, history, widths)
+        return footprint(shape, self.batch, self.itemsize, [self.seen] * layers, [self.queries] * layers)
 
 
 def allocated(device: torch.device) -> tuple[int, int] | None:

@@ -1,12 +1,15 @@
 """Vision features that a decoder adds to its visual tokens after its first layers, on their way through pruning."""
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from vitcop.methods.base import Plan
+
 from .compaction import Compaction
-from .methods.base import Plan
 
 
 class Injection:
@@ -17,13 +20,13 @@ class Injection:
 
     Args:
         features: one `[T, C]` per layer, of the T visual tokens of all samples in their order.
-        visual: `[B, n]` bool on the CPU, where those tokens are.
+        visual: `[B, n]` bool on the host, where those tokens are.
     """
 
-    def __init__(self, features: Sequence[Tensor], visual: Tensor, device: torch.device) -> None:
+    def __init__(self, features: Sequence[Tensor], visual: np.ndarray[Any, Any], device: torch.device) -> None:
         self.features = list(features)
-        row = (visual.flatten().cumsum(0) - 1).view_as(visual)
-        self.row = row.masked_fill(~visual, -1).to(device, non_blocking=True)  # [B, n] of the features, -1: none
+        rows = np.where(visual, visual.cumsum().reshape(visual.shape) - 1, -1)
+        self.row = torch.from_numpy(rows).to(device, non_blocking=True)  # [B, n] of the features, -1: none
         self.merged: dict[int, Tensor] = {}  # after a merge: [B, n, C] for each layer to come
 
     def add(self, layer: int, hidden: Tensor) -> Tensor:

@@ -1,20 +1,30 @@
 """Shorten whole sequences: from plans for the visual tokens to one plan, and one gather, over all slots."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 import vitcop_kernels as ops
+from vitcop.methods.base import Plan
 
-from .context import Visible
-from .methods.base import Plan
+from .layout import Group
+
+
+@dataclass(slots=True)
+class Visible:
+    """The visual tokens that G samples still have, on their way through the decoder."""
+
+    group: Group
+    slots: Tensor  # [G, V] where they are in the current sequence
+    origin: Tensor  # [G, V] which of the sample's unpruned visual tokens they are
+
 
 Part = tuple[Tensor | None, Tensor, Plan]  # rows of the batch (None: all), [G, V] slots of their visual tokens, a plan
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Compaction:
     """Slots of the shortened sequence, padded on the left where samples differ in length."""
 
@@ -22,7 +32,6 @@ class Compaction:
     column: Tensor  # [B, n] new slot of each old slot, n' where it has none (dropped, or merged into another)
     removed: Tensor  # [B, n'+1] visual tokens that went before each new slot, and in all
     valid: Tensor | None  # [B, n'] bool, None: no padding
-    lengths: list[int]  # slots of each sample that are not padding
     perm: Tensor  # [B, n] and
     offsets: Tensor  # [B, n'+1]: segments
     merged: Tensor  # [B, n'] bool
@@ -34,10 +43,14 @@ class Compaction:
         """[B, n, C] -> [B, n', C]: kept as they are, or merged."""
         return self.all(x, [])[0]
 
-    def all(self, x: Tensor, companions: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    def all(self, x: Tensor, companions: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """[B, n, C] kept or merged, and what belongs to the anchors of companions [B or 1, n, ...]: [B, n', ...]."""
-        plan = [t.to(x.device) for t in (self.perm, self.offsets, self.index)]
-        merged = self.merged.to(x.device) if self.merges else None
+        perm, offsets, index = self.perm, self.offsets, self.index
+        merged = self.merged if self.merges else None
+        if x.device == index.device:
+            return ops.compact_sequence(x, companions, perm, offsets, index, merged=merged, merge=self.merge)
+        plan = [t.to(x.device) for t in (perm, offsets, index)]
+        merged = None if merged is None else merged.to(x.device)
         near = [t for t in companions if t.device == x.device]
         y, found = ops.compact_sequence(x, near, *plan, merged=merged, merge=self.merge)
         moved = iter(found)
@@ -54,26 +67,23 @@ class Compaction:
         return x[torch.arange(batch, device=x.device)[:, None], index]
 
 
-def compact(
-    parts: Sequence[Part], lengths: Sequence[int], dropped: Sequence[int], valid: Tensor | None, width: int
-) -> Compaction:
+def compact(parts: Sequence[Part], lengths: Sequence[int], valid: Tensor | None, width: int) -> Compaction:
     """Join the plans of all groups of samples.
 
     Args:
-        lengths, dropped: for each sample: slots that are not padding, and how many of them go.
-        valid: [B, n] bool, False for padding (which goes as well), or None; width: n.
+        lengths: slots of each sample that are left. valid: [B, n] bool, False for padding (which goes as well), or
+            None. width: n.
     """
-    remaining = [n - d for n, d in zip(lengths, dropped, strict=True)]
+    out = max(lengths)
     merging = next((plan for _, _, plan in parts if plan.perm is not None), None)
     slots, anchors, perm, offsets, merged = _joined(parts, len(lengths), merging is not None)
-    out = max(remaining)
     new = ops.expand_plan(
         slots, anchors, perm=perm, offsets=offsets, merged=merged, valid=valid, num_slots=width, out_len=out
     )
     new_perm, new_offsets, index, new_merged, column, new_slots, removed = new
     return Compaction(
-        index=index, column=column, removed=removed, valid=index >= 0 if min(remaining) < out else None,
-        lengths=remaining, perm=new_perm, offsets=new_offsets, merged=new_merged,
+        index=index, column=column, removed=removed, valid=index >= 0 if min(lengths) < out else None,
+        perm=new_perm, offsets=new_offsets, merged=new_merged,
         merge="mean" if merging is None else merging.merge, merges=merging is not None,
         slots=[
             new_slots if rows is None else new_slots[rows, : plan.anchors.shape[1]] for rows, _, plan in parts
@@ -115,22 +125,14 @@ def _segments(plan: Plan) -> tuple[Tensor, Tensor, Tensor]:
     return perm, offsets, torch.zeros_like(anchors, dtype=torch.bool) if merged is None else merged
 
 
-def restarted(ids: Tensor, valid: Tensor | None) -> Tensor:
-    """[B or 1, n] position ids that count the slots which are left, no padding, from the first one's id on."""
-    if valid is None:
-        return ids[:, :1] + torch.arange(ids.shape[1], device=ids.device)
-    start = ids.masked_fill(~valid, torch.iinfo(ids.dtype).max).amin(1, keepdim=True)
-    return start + valid.cumsum(1) - 1
-
-
 def wanted_order(
-    compaction: Compaction, plans: dict[tuple[int, ...], Plan], before: Sequence[Visible], after: Sequence[Visible]
+    compaction: Compaction, plans: Mapping[tuple[int, ...], Plan], before: Sequence[Visible], after: Sequence[Visible]
 ) -> Tensor | None:
     """[B, n'] which new slot belongs where, for plans that put outputs elsewhere than at their anchors; None: none do.
 
     before, after: the visual tokens of each group in the old sequence and in the new one.
     """
-    if all(plan.places is None for plan in plans.values()):
+    if not any(plan.places is not None for plan in plans.values()):
         return None
     unit = compaction.index.shape[1]  # more than outputs want one place
     key = (compaction.index + 1) * 3 * unit  # 0 for padding, which stays in front
@@ -151,3 +153,21 @@ def put(hidden: Tensor, visible: Visible, content: Tensor) -> Tensor:
         rows = torch.arange(hidden.shape[0], device=visible.slots.device)
     place = rows[:, None].to(hidden.device), visible.slots.to(hidden.device)
     return hidden.index_put(place, content.to(hidden))
+
+
+def put_back(hidden: Tensor, source: Tensor | None, valid: Tensor | None, length: int) -> Tensor:
+    """`[B, n, C]` of a shortened prompt -> `[B, length, C]`: every token in its own slot, 0 where one is gone.
+
+    Args:
+        source: `[B, n]` slot that each token came from, None: nothing was shortened. valid: `[B, n]` bool, False for
+            padding, or None.
+    """
+    if source is None:
+        return hidden
+    batch, _, width = hidden.shape
+    source = source.to(hidden.device)
+    if valid is None and batch == 1:
+        return hidden.new_zeros(1, length, width).index_copy(1, source[0], hidden)
+    target = source if valid is None else source.masked_fill(~valid.to(hidden.device), length)
+    full = hidden.new_zeros(batch, length + 1, width)
+    return full.scatter(1, target[..., None].expand_as(hidden), hidden)[:, :-1]

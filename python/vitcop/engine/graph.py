@@ -11,20 +11,23 @@ import dataclasses
 import functools
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from . import caches
-from .adapters.base import Adapter, VisualTokens
+from vitcop.adapters.base import Adapter
+from vitcop.methods.base import Program
+
+from . import cache as caches
 from .capture import Backend
-from .layout import Group
-from .methods.base import Program
+from .hooks import Current
+from .layout import Group, Layout
 from .report import Report
-from .run import Run
+from .run import Run, Segment
+from .vision import VisualTokens
 
 BUCKET = 64
 """Prompt lengths are rounded up to multiples of this."""
@@ -96,11 +99,13 @@ class Inputs:
     behind: Tensor  # [1] slots of padding behind the text
     group: Group
     tokens: StaticTokens
+    layout: Layout  # its own group aside, the same for all prompts of a kind
 
     @classmethod
     def like(cls, run: Run, embeds: Tensor, position_ids: Tensor, slots: int) -> "Inputs":
         batch, device = run.batch, embeds.device
         (group,) = run.groups
+        assert run.layout is not None
         own: dict[str, Any] = {name: torch.empty_like(tensor) for name, tensor in _tensors(group).items()}
         return cls(
             embeds.new_zeros(batch, slots, embeds.shape[2]),
@@ -108,6 +113,7 @@ class Inputs:
             torch.zeros(1, dtype=torch.int64, device=device),
             dataclasses.replace(group, **own),
             StaticTokens(run.tokens, device),
+            run.layout,
         )
 
     def load(self, run: Run, embeds: Tensor, position_ids: Tensor) -> None:
@@ -144,14 +150,11 @@ class PrefillGraphs:
     """Stands in for the forward of a decoder: replays a graph where it can, and is the decoder's own forward elsewhere.
 
     Args:
-        standing_in: `standing_in(run)` is a context in which the decoder's layers prune for that run.
+        current: the run that a thread's decoder is in.
     """
 
-    def __init__(
-        self, adapter: Adapter, program: Program, backend: Backend,
-        standing_in: Callable[[Run], contextlib.AbstractContextManager[None]],
-    ) -> None:  # fmt: skip
-        self.adapter, self.program, self.backend, self._standing_in = adapter, program, backend, standing_in
+    def __init__(self, adapter: Adapter, program: Program, backend: Backend, current: Current) -> None:
+        self.adapter, self.program, self.backend, self._current = adapter, program, backend, current
         self.decoder: Any = adapter.decoder
         self.graphs: OrderedDict[Any, Captured] = OrderedDict()
         self._failed: OrderedDict[Any, str] = OrderedDict()  # why a capture was given up
@@ -161,12 +164,12 @@ class PrefillGraphs:
         self._installed: Any = None
         self._lock = threading.Lock()  # the graphs' memory is for one prefill at a time
 
-    def install(self, run_of: Callable[[], Run | None], report: Report) -> None:
+    def install(self, report: Report) -> None:
         """Take the place of `decoder.forward`."""
 
         @functools.wraps(self._forward)
         def forward(*args: Any, **kwargs: Any) -> Any:
-            run = run_of()
+            run = self._current.run
             if run is None or not run.groups:
                 return self._forward(*args, **kwargs)
             report.notes[:] = [note for note in report.notes if not note.startswith("cuda_graph")]
@@ -206,7 +209,8 @@ class PrefillGraphs:
         self._check_model(embeds.device)
         slots = -(-embeds.shape[1] // BUCKET) * BUCKET
         position_ids = kwargs.get("position_ids")
-        position_ids = run.position_ids if position_ids is None else position_ids
+        if position_ids is None:
+            position_ids = torch.arange(run.queries, device=run.device)[None]
         key = slots, tuple(position_ids.shape[:-1]), *self._key(run, embeds)
         if key in self._failed:
             raise NotCaptured(self._failed[key])
@@ -224,7 +228,6 @@ class PrefillGraphs:
         unknown = sorted(n for n, v in kwargs.items() if n not in _KNOWN and v is not None and v is not False)
         unknown = [n for n in unknown if not (n == "return_dict" and kwargs[n])]
         asked = any(getattr(config, f"output_{name}", False) for name in ("hidden_states", "attentions"))
-        budgets = [self.program.counts(group.total) for group in run.groups]
         if args or unknown:
             raise NotCaptured(f"argument {unknown[0]}" if unknown else "positional arguments")
         if not self.backend.takes(run.device):
@@ -239,9 +242,9 @@ class PrefillGraphs:
             raise NotCaptured("use_cache=False")
         if asked:
             raise NotCaptured("hidden states or attentions are wanted")
-        if run.before is not None or run.seen or not _is_plain(run.cache):
+        if run.before or run.seen or not _is_plain(run.cache):
             raise NotCaptured("the cache holds earlier turns, or is no plain DynamicCache")
-        if run.valid is not None:
+        if run.sequence.valid is not None:
             raise NotCaptured("padding")
         if run.per_image is not None:
             raise NotCaptured("several images with budgets of their own")
@@ -249,7 +252,7 @@ class PrefillGraphs:
             raise NotCaptured("samples with different numbers of visual tokens")
         if run.injection is not None:
             raise NotCaptured("vision features are added inside the decoder")
-        if all(budget >= run.groups[0].total for budget in budgets[0]):
+        if not run.prunes:
             raise NotCaptured("nothing to prune")
 
     def _check_model(self, device: torch.device) -> None:
@@ -307,14 +310,31 @@ class PrefillGraphs:
         cache = DynamicCache(config=self.decoder.config)
         tokens: Any = [inputs.tokens]
         position_ids = self.adapter.text_positions(inputs.position_ids)
-        run = Run(self.adapter, self.program, inputs.embeds, cache, None, position_ids, None, [inputs.group], tokens)
+        layout = dataclasses.replace(inputs.layout, groups=[inputs.group])
+        run = Run(
+            self.adapter, self.program, inputs.embeds, cache, None, position_ids, None, layout, tokens,
+            caches.Attached(), self._current,
+        )  # fmt: skip
         run.static(inputs.behind)
         with self._standing_in(run):
+            later = run.positions()
             output = self._forward(
-                inputs_embeds=inputs.embeds, position_ids=inputs.position_ids, use_cache=True,
+                inputs_embeds=inputs.embeds, use_cache=True,
+                position_ids=inputs.position_ids if later is None else later,
                 **{caches.name_for(self.decoder): cache},
             )  # fmt: skip
         return Outcome(run, cache, output)
+
+    @contextlib.contextmanager
+    def _standing_in(self, run: Run) -> Iterator[None]:
+        """Within the decoder's forward: its layers prune for this run, and not for the one that waits for the graph."""
+        outer, self._current.run = self._current.run, run
+        try:
+            run.watch_layers()
+            yield
+        finally:
+            run.end()
+            self._current.run = outer
 
     # -- after a replay ----------------------------------------------------------------------------------------------
 
@@ -325,18 +345,17 @@ class PrefillGraphs:
         inner, behind = outcome.run, slots - run.queries
         if cache is None:
             cache = DynamicCache(config=self.decoder.config)
-        for index, layer in enumerate(outcome.cache.layers):
-            columns = inner.slots[index] - behind
+        widths = [segment.width - behind for segment, begin, end in inner.spans() for _ in range(begin, end)]
+        for index, (layer, columns) in enumerate(zip(outcome.cache.layers, widths, strict=True)):
             # An empty layer copies what it is given: its first update concatenates.
             cache.update(layer.keys[:, :, :columns], layer.values[:, :, :columns], index)
         run.stages = _cloned(inner.stages)
-        run.cache, run.dirty = cache, True
-        run.slots = [columns - behind for columns in inner.slots]
-        run.key_masks = [None] * len(inner.slots)
-        run.shift, run.source = _cloned(inner.shift), _cloned(inner.source)
-        if run.source is not None:
-            run.source = run.source[:, : run.slots[-1]]
-        hidden = outcome.output.last_hidden_state[:, : run.slots[-1]].clone()
+        run.cache = cache
+        run.segments = [Segment(s.layer, s.width - behind, None, None) for s in inner.segments]
+        last, source = run.segments[-1], inner.segments[-1].source
+        assert source is not None
+        last.source = source[:, : last.width].clone()
+        hidden = outcome.output.last_hidden_state[:, : last.width].clone()
         return type(outcome.output)(last_hidden_state=hidden, **{caches.name_for(self.decoder): cache})
 
 

@@ -3,18 +3,17 @@
 import itertools
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from . import budget
-from .methods.base import Plan
+from vitcop import budget
+from vitcop.methods.base import Plan
 
-if TYPE_CHECKING:
-    from .memory import Footprint
+from .compaction import Visible
+from .memory import Columns, DecoderShape, Footprint
 
 
 class Stopwatch:
@@ -63,17 +62,66 @@ class StageReport:
 
     name: str
     layer: int  # the input of this decoder layer was pruned; 0: before the decoder
-    tokens_in: list[int]  # visual tokens of each sample
-    tokens_out: list[int]
-    kept: Tensor  # [B, S] int64: the token whose place each output takes, among the sample's unpruned visual tokens
-    merged: Tensor | None = None  # [B, S] bool: the output is a mean
-    labels: Tensor | None = None  # [B, V_in] int64: cluster of each input token
+    batch: int
+    before: list[Visible] = field(repr=False)  # visual tokens that the stage found, group by group
+    after: list[Visible] = field(repr=False)  # and left
     # By the visual tokens of the sample, or of each of its images, where each has a budget of its own.
-    plans: dict[tuple[int, ...], Plan] = field(default_factory=dict, repr=False)
-    rows: dict[tuple[int, ...], list[int]] = field(default_factory=dict, repr=False)  # samples of each plan
+    plans: Mapping[tuple[int, ...], Plan] = field(default_factory=dict, repr=False)
     previous: "StageReport | None" = field(default=None, repr=False)
     stopwatch: Stopwatch | Untimed | None = field(default=None, repr=False)
     stopwatch_ahead: Stopwatch | Untimed | None = field(default=None, repr=False)
+
+    @property
+    def tokens_in(self) -> list[int]:
+        """Visual tokens of each sample."""
+        return self._numbers(self.before)
+
+    @property
+    def tokens_out(self) -> list[int]:
+        """Visual tokens of each sample that are left."""
+        return self._numbers(self.after)
+
+    @property
+    def kept(self) -> Tensor:
+        """[B, S] int64: the token whose place each output takes, among the sample's unpruned visual tokens."""
+        return self._join([(v.group.rows, v.origin) for v in self.after], max(self.tokens_out), -1)
+
+    @property
+    def merged(self) -> Tensor | None:
+        """[B, S] bool: the output is a mean. None: no output is."""
+        parts = [(rows, plan.merged) for rows, plan in self._planned() if plan.merged is not None]
+        return self._join(parts, max(self.tokens_out), False) if parts else None
+
+    @property
+    def labels(self) -> Tensor | None:
+        """[B, V_in] int64: cluster of each input token. None: the stage does not cluster."""
+        parts = [(rows, plan.labels) for rows, plan in self._planned() if plan.labels is not None]
+        return self._join(parts, max(self.tokens_in), -1) if parts else None
+
+    @property
+    def rows(self) -> dict[tuple[int, ...], list[int]]:
+        """Samples of each plan."""
+        return {v.group.images: v.group.samples for v in self.before}
+
+    def _planned(self) -> list[tuple[Tensor | None, Plan]]:
+        return [(v.group.rows, self.plans[v.group.images]) for v in self.before if v.group.images in self.plans]
+
+    def _numbers(self, visible: Sequence[Visible]) -> list[int]:
+        found = [0] * self.batch
+        for v in visible:
+            for sample in v.group.samples:
+                found[sample] = v.slots.shape[1]
+        return found
+
+    def _join(self, parts: Sequence[tuple[Tensor | None, Tensor]], width: int, padding: int | bool) -> Tensor:
+        """Tensors `[G, ...]` of all groups as one `[B, width]`."""
+        if len(parts) == 1 and parts[0][0] is None:
+            return parts[0][1]
+        first = parts[0][1]
+        joined = torch.full((self.batch, width), padding, dtype=first.dtype, device=first.device)
+        for rows, part in parts:
+            joined[slice(None) if rows is None else rows, : part.shape[1]] = part
+        return joined
 
     @property
     def seconds(self) -> float:
@@ -113,17 +161,6 @@ class FlopsReport:
     counter_unpruned: float
 
 
-@dataclass(frozen=True)
-class DecoderShape:
-    """What the costs of a decoder depend on."""
-
-    num_layers: int
-    hidden_size: int
-    intermediate_size: int
-    num_key_heads: int
-    head_dim: int
-
-
 @dataclass
 class Report:
     """The latest prefill with visual tokens; empty before there was one."""
@@ -132,10 +169,6 @@ class Report:
     visual_tokens: list[int] = field(default_factory=list)  # of each sample, before pruning
     text_tokens: list[int] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    kv_bytes: int = 0  # KV cache after the prefill, earlier turns included
-    kv_bytes_unpruned: int = 0
-    computed_peak_bytes: int = 0  # KV cache and activations of the decoder, by `memory.footprint`, not measured
-    computed_peak_bytes_unpruned: int = 0
     # Measured on a GPU: most bytes that PyTorch had given out while the decoder ran, weights and all else included, and
     # how many it had when the decoder began. None on a CPU, in replays of CUDA graphs, and where the peak before was
     # higher: `torch.cuda.reset_peak_memory_stats()` before the prefill. vitcop leaves these statistics alone.
@@ -143,16 +176,36 @@ class Report:
     peak_bytes_before: int | None = None
     decoder: DecoderShape | None = field(default=None, repr=False)
     positions: str = "compact"  # how the method numbers the tokens
+    columns: Columns | None = field(default=None, repr=False)
 
     def take(self, stages: list[StageReport], visual_tokens: list[int], text_tokens: list[int]) -> None:
         """Show another prefill, which has come to its end."""
         self.stages, self.visual_tokens, self.text_tokens = stages, visual_tokens, text_tokens
 
-    def take_memory(self, pruned: "Footprint", unpruned: "Footprint", measured: tuple[int, int] | None) -> None:
-        """Set all bytes; `measured`: the peak, and what was there before."""
-        self.kv_bytes, self.computed_peak_bytes = pruned.cache, pruned.peak
-        self.kv_bytes_unpruned, self.computed_peak_bytes_unpruned = unpruned.cache, unpruned.peak
-        self.peak_bytes, self.peak_bytes_before = (None, None) if measured is None else measured
+    @property
+    def kv_bytes(self) -> int:
+        """KV cache after the prefill, earlier turns included."""
+        return self._footprint(pruned=True).cache
+
+    @property
+    def kv_bytes_unpruned(self) -> int:
+        """The same without pruning."""
+        return self._footprint(pruned=False).cache
+
+    @property
+    def computed_peak_bytes(self) -> int:
+        """KV cache and activations of the decoder, by `memory.footprint`, not measured."""
+        return self._footprint(pruned=True).peak
+
+    @property
+    def computed_peak_bytes_unpruned(self) -> int:
+        """The same without pruning."""
+        return self._footprint(pruned=False).peak
+
+    def _footprint(self, pruned: bool) -> Footprint:
+        if self.columns is None or self.decoder is None:
+            return Footprint(0, 0)
+        return self.columns.footprint(self.decoder, pruned)
 
     @property
     def selection_seconds(self) -> float:

@@ -14,13 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .context import StageContext, Visible, content
-from .layout import Group
-from .methods.base import Plan
-from .methods.schedule import segments
+from vitcop.methods.base import Plan
+from vitcop.methods.schedule import segments
 
-Plans = dict[tuple[int, ...], Plan]
-"""Of the samples of a batch, by `Group.images`."""
+from .compaction import Visible
+from .layout import Group
+from .stage import StageContext, content
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ class PerImage:
             Visible(group, torch.cat(slots[group.total]), torch.cat(origins[group.total])) for group in self._images
         ]
 
-    def join(self, seen: Sequence[Visible], plans: dict[int, Plan]) -> Plans:
+    def join(self, seen: Sequence[Visible], plans: dict[int, Plan]) -> dict[tuple[int, ...], Plan]:
         """Plans for groups of samples, by `Group.images`, from those for images, by their tokens; groups without one
         stay as they are."""
         joined = {}

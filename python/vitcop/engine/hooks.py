@@ -8,7 +8,6 @@ from typing import Any, Generic, NoReturn, Protocol, TypeVar
 import torch
 from torch import nn
 
-Before = Callable[[nn.Module, Any, Any], Any]
 T = TypeVar("T")
 
 
@@ -50,31 +49,69 @@ class PerThread(threading.local, UserList[T]):
     """A list that every thread has for itself: threads may run one model at the same time."""
 
 
-class _InFrontOfCompiled:
-    """`before` in front of a layer that `layer.compile()` has compiled: such a call has its own hooks inside."""
+class Current(threading.local):
+    """The run that a thread's decoder is in."""
 
-    def __init__(self, module: nn.Module, before: Before) -> None:
-        compiled: Any = module._compiled_call_impl
-        self.module, self.compiled = module, compiled
+    run: Any = None
 
-        def call(*args: Any, **kwargs: Any) -> Any:
-            changed = before(module, args, kwargs)
-            args, kwargs = (args, kwargs) if changed is None else changed
-            return compiled(*args, **kwargs)
 
-        self.call: Any = torch.compiler.disable(call, recursive=False)
-        module._compiled_call_impl = self.call
+Around = Callable[[nn.Module, Callable[..., Any], Any, dict[str, Any]], Any]
+"""`around(module, forward, args, kwargs)` gives what `forward(*args, **kwargs)` would, or something else."""
+
+_PLACING = threading.Lock()
+
+
+class Stand(uncopied):
+    """Takes the place of a module's forward while runs want to see its calls. Other threads' calls pass through.
+
+    It is an attribute of the module and no hook: torch iterates over hooks, and another thread may be at it.
+    """
+
+    def __init__(self, module: nn.Module, current: Current) -> None:
+        compiled = getattr(module, "_compiled_call_impl", None) is not None  # it would trace what replaces `forward`
+        self.module, self.current, self.place = module, current, "_compiled_call_impl" if compiled else "forward"
+        self.own = self.place in vars(module)
+        self.forward: Callable[..., Any] = getattr(module, self.place)
+        self.runs: dict[Any, Around] = {}
+        super().__init__(self.forward)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        around = self.runs.get(self.current.run)
+        return self.forward(*args, **kwargs) if around is None else around(self.module, self.forward, args, kwargs)
+
+
+class Stands:
+    """Those of one run. `remove()` may be called again, and finishes then."""
+
+    def __init__(self, run: Any, current: Current) -> None:
+        self._run, self._current = run, current
+        self._stands: list[Stand] = []
+
+    def put(self, module: nn.Module, around: Around) -> None:
+        """Let this run see, and change, the calls of a module until `remove()`."""
+        with _PLACING:
+            held = vars(module)
+            stand: Any = held.get("_compiled_call_impl") or held.get("forward")
+            if not isinstance(stand, Stand) or stand.current is not self._current:
+                stand = Stand(module, self._current)
+            self._stands.append(stand)
+            stand.runs[self._run] = around
+            held[stand.place] = stand
 
     def remove(self) -> None:
-        if self.module._compiled_call_impl is self.call:
-            self.module._compiled_call_impl = self.compiled
-
-
-def before_forward(module: nn.Module, before: Before) -> Hook:
-    """Let `before(module, args, kwargs)` see, and change, what `module` is called with."""
-    if getattr(module, "_compiled_call_impl", None) is not None:
-        return _InFrontOfCompiled(module, before)
-    return module.register_forward_pre_hook(untraced(before), with_kwargs=True)
+        while self._stands:
+            stand = self._stands[-1]
+            with _PLACING:
+                stand.runs.pop(self._run, None)
+                held = vars(stand.module)
+                if (
+                    not stand.runs and held.get(stand.place) is stand
+                ):  # else replaced since, or another thread's as well
+                    if stand.own:
+                        held[stand.place] = stand.forward
+                    else:
+                        del held[stand.place]
+            self._stands.pop()
 
 
 def plain(module: nn.Module) -> nn.Module:

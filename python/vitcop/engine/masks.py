@@ -58,16 +58,14 @@ def causal_mask(
 
 def read_padding(
     mask: Tensor | None, prompt: Prompt | None, batch: int, queries: int, device: torch.device
-) -> tuple[Tensor | None, list[int]]:
-    """[B, queries] bool, False for padding (None: there is none), and how many of each sample are not."""
-    full = [queries] * batch
+) -> Tensor | None:
+    """[B, queries] bool, False for padding; None: there is none."""
     if mask is None or queries == 1:  # a single token is no padding
-        return None, full
-    if prompt is not None and prompt.valid.shape == (batch, queries):
-        return (prompt.valid.to(device), prompt.lengths) if prompt.padded else (None, full)
+        return None
+    if prompt is not None and prompt.kinds.shape == (batch, queries):
+        return None if prompt.valid is None else torch.from_numpy(prompt.valid).to(device)
     valid = mask[:, -queries:].to(device, torch.bool)
-    lengths = valid.sum(1).tolist()
-    return (None, full) if lengths == full else (valid, lengths)
+    return None if bool(valid.all()) else valid
 
 
 def read_history(mask: Tensor | None, seen: int, queries: int, device: torch.device) -> Tensor | None:

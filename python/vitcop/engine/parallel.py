@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .methods.base import Plan
+from vitcop.methods.base import Plan
 
 
 def group_of(attention: Any, key_heads: int | None = None) -> Any:
