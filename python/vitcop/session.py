@@ -221,7 +221,12 @@ class Handle:
         if visual or (ids.shape[1] > 1 and caches.seen(caches.given(arguments)) == 0):
             prompt = read_prompt(ids, self.adapter.visual_ids, mask)
             if visual != any(prompt.counts):
-                found = "none in input_ids" if visual else f"{sum(prompt.counts)} in input_ids but no images"
+                found = (
+                    "none in input_ids"
+                    if visual
+                    else f"{sum(prompt.counts)} in input_ids but no images (an assistant "
+                    "model is given none: prune the model that it assists)"
+                )
                 raise ValueError(f"input_ids: expected visual tokens exactly where images are given, got {found}")
             if self.budget_per == "sample":  # the images' sizes are not known yet
                 self._check_counts(prompt.counts)
