@@ -3,6 +3,7 @@
 Which layers these are right for is what `adapters/decoders.py` checks.
 """
 
+import copy
 import sys
 import weakref
 from collections.abc import Callable
@@ -152,6 +153,51 @@ def query_and_keys(
     return query, keys
 
 
+class Kept:
+    """A layer as it is now, for when FSDP will have sharded it again: its norm, and what makes queries and keys.
+
+    To gather it again later would need all ranks, of which some may have nothing to choose.
+    """
+
+    def __init__(self, layer: nn.Module) -> None:
+        attention, norm = parts(layer)
+        self.input_layernorm = _copied(norm)
+        self.self_attn = copy.copy(attention)
+        self.self_attn._modules = {
+            name: _copied(module) if name in ("q_proj", "k_proj", "qkv_proj", "q_norm", "k_norm") else module
+            for name, module in attention._modules.items()
+        }
+        if attention in SCALED:
+            SCALED[self.self_attn] = SCALED[attention]
+
+
+def kept(layer: nn.Module) -> Any:
+    """A layer whose queries and keys can be computed after it has run."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return layer
+    return Kept(layer) if any(map(is_fsdp, (layer, *layer.modules()))) else layer
+
+
+def is_fsdp(module: nn.Module) -> bool:
+    from torch.distributed.fsdp import FSDPModule
+
+    return isinstance(module, FSDPModule) or "_fsdp_wrapped_module" in module._modules
+
+
+def _copied(module: Any) -> Any:
+    """With weights of its own; FSDP's views of what it has gathered are no parameters."""
+
+    def copied(values: dict[str, Any]) -> dict[str, Any]:
+        return {name: v.detach().clone() if isinstance(v, Tensor) else v for name, v in values.items()}
+
+    new = copy.copy(module)
+    vars(new).update(copied(vars(module)))
+    weights = copied(module._parameters).items()
+    new._parameters = {n: w if w is None else nn.Parameter(w, requires_grad=False) for n, w in weights}
+    new._modules = {name: child if child is None else _copied(child) for name, child in module._modules.items()}
+    return new
+
+
 def _rotation(attention: nn.Module) -> Any:
     """Each family has its own `apply_rotary_pos_emb`; those with another one besides take plain cos and sin here."""
     own = sys.modules[type(attention).__module__]
@@ -170,10 +216,16 @@ def unwrapped(module: Any) -> Any:
     return module
 
 
+def in_fsdp(module: Any) -> Any:
+    """The module that FSDP1 calls after it has gathered its weights."""
+    return in_fsdp(module._fsdp_wrapped_module) if "_fsdp_wrapped_module" in module._modules else module
+
+
 def parts(layer: nn.Module) -> tuple[Any, Any]:
     """The attention of a layer and the norm in front of it, which layers with norms behind it (OLMo-2) do not have."""
     inner = unwrapped(layer)
-    return unwrapped(inner.self_attn), getattr(inner, "input_layernorm", None) or nn.Identity()
+    attention, norm = unwrapped(inner.self_attn), getattr(inner, "input_layernorm", None)
+    return attention, nn.Identity() if norm is None else norm
 
 
 def _projection(attention: Any, name: str) -> tuple[Any, slice]:
@@ -188,6 +240,11 @@ def _projection(attention: Any, name: str) -> tuple[Any, slice]:
 def _project(attention: Any, hidden: Tensor, name: str) -> Tensor:
     """[B, n, C] -> [B, H, n, d] queries ("q") or keys ("k") before RoPE, through the modules."""
     projection, rows = _projection(attention, name)
+    if any(map(parallel.is_sharded, projection.parameters(recurse=False))) and not parallel.is_shared(projection):
+        raise NotImplementedError(
+            f"FSDP: expected whole decoder layers to be sharded, so that {name}_proj is gathered where its layer "
+            "begins, got one that is sharded by itself"
+        )
     if rows != slice(None) and _is_plain(projection, nn.Linear):
         bias = projection.bias
         states = nn.functional.linear(hidden, projection.weight[rows], None if bias is None else bias[rows])

@@ -64,7 +64,7 @@ class Run:
         self.stages: list[StageReport] = []  # so far
         self.homes: list[tuple[Tensor | None, Tensor | None]] = []  # source and valid at each layer
         self._mask: tuple[Any, Tensor | None, Tensor | None] | None = None
-        self._previous: tuple[Tensor, tuple[Tensor, Tensor]] | None = None  # input of the layer before a stage
+        self._previous: tuple[Tensor, tuple[Tensor, Tensor], Any] | None = None  # the layer before a stage, its input
         self.lane = lane_for(self.device)
         self._ahead: Ahead | None = None  # of the stage to come
         self.behind: Tensor | None = None  # [1] slots of padding behind every sample, in a graph
@@ -103,7 +103,8 @@ class Run:
             if stage.layer == index and self.visible:
                 hidden = self._prune(number, stage, layer, hidden)
         followed = self.visible and any(stage.layer == index + 1 for stage in self.program.stages)
-        self._previous = (hidden, self.embeddings) if followed else None
+        kept = decoder_keys.kept(self.adapter.decoder.layers[index]) if followed else None
+        self._previous = (hidden, self.embeddings, kept) if followed else None
         if index == 0 and self.first is not None:
             self.first.append(hidden)
         self.slots.append(hidden.shape[1])
@@ -315,11 +316,11 @@ class Run:
     def _layer_before(self, index: int) -> nn.Module:
         if index == 0:
             raise ValueError("key_source: expected 'layer' for a stage at layer 0, got 'previous'")
-        return self.adapter.decoder.layers[index - 1]
+        return self.adapter.decoder.layers[index - 1] if self._previous is None else self._previous[2]
 
     def _input_before(self, index: int) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         assert self._previous is not None
-        hidden, embeddings = self._previous
+        hidden, embeddings, _ = self._previous
         return hidden.detach().to(self.device), embeddings
 
     def _compact(self, plans: Plans, width: int) -> Compaction:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from . import caches
+from . import caches, decoder_keys
 from .hooks import PerThread, before_forward, untraced
 from .injection import Injection
 from .layout import Prompt, group_images, group_samples, read_prompt
@@ -188,7 +188,7 @@ class Handle:
             def before_layer(module: nn.Module, args: Any, kwargs: Any, index: int = index) -> Any:
                 return self._before_layer(index, module, args, kwargs)
 
-            add(before_forward(layer, before_layer))
+            add(before_forward(decoder_keys.in_fsdp(layer), before_layer))
 
     def _end_run(self) -> None:
         run, self._now.run = self._now.run, None

@@ -61,6 +61,8 @@ def check_structure(decoder: Any, language_model: Any) -> None:
             raise refuse(decoder, f"{type(layer).__name__} has no norm in front of its attention, nor two behind")
         if "position_embeddings" not in inspect.signature(type(layer).forward).parameters:
             raise refuse(decoder, f"{type(layer).__name__} does not take position_embeddings")
+        if any(map(decoder_keys.is_fsdp, layer.self_attn.modules())):
+            raise refuse(decoder, f"FSDP shards {type(layer).__name__}.self_attn by itself; shard whole layers")
         attention = decoder_keys.unwrapped(layer.self_attn)
         _known(decoder, attention, ATTENTION)
         if "qkv_proj" not in attention._modules and not {"q_proj", "k_proj", "v_proj"} <= attention._modules.keys():
