@@ -158,7 +158,7 @@ def _group(
     segment = torch.stack([sample.segment[begin:end] for _, sample, begin, end in members])
     segment = segment - segment.amin(1, keepdim=True)
     return Group(
-        rows=None if numbers == list(range(batch)) else _to(torch.tensor(numbers), device),
+        rows=None if numbers == list(range(batch)) else _to(torch.tensor(numbers, device="cpu"), device),
         samples=numbers,
         total=sum(images),
         images=images,
@@ -216,7 +216,7 @@ def _match(kinds: Tensor, waiting: Mapping[str, Iterator[_Image]], sample: int) 
     images: list[int] = []
     begin, behind, apart = 0, -1, True  # behind: the slot after the last tile, where the next may be of the same image
     for places, first, segment, tile in sorted(found, key=lambda image: int(image[0][0])):
-        flat[places] = torch.arange(first, first + len(places))
+        flat[places] = torch.arange(first, first + len(places), device="cpu")
         segments[places] = segment + begin
         begin += int(segment.max()) + 1
         apart = apart and bool((places.diff() == 1).all())

@@ -228,7 +228,7 @@ class Run:
         if stage is None or stage.ahead is None:
             return
         work = stage.ahead
-        sources = self._sources(stage.layer, self.adapter.decoder.layers[stage.layer], torch.empty(0))
+        sources = self._sources(stage.layer, self.adapter.decoder.layers[stage.layer], torch.empty(0, device="cpu"))
         contexts = {}
         for visible in self._shown():
             total = visible.group.total

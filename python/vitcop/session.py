@@ -6,7 +6,6 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 
 from . import caches, decoder_keys
@@ -312,7 +311,7 @@ class Handle:
             assert run.prompt is not None
             lengths, counts = run.prompt.lengths, run.prompt.counts
             self.report.take(run.stages, counts, [n - v for n, v in zip(lengths, counts, strict=True)])
-            itemsize = torch.empty((), dtype=output[0].dtype).element_size()
+            itemsize = output[0].element_size()
             self.report.take_memory(
                 *run.footprints(itemsize), None if run.peak_watch is None else run.peak_watch.stop()
             )
