@@ -2,7 +2,8 @@
 
 import contextlib
 import inspect
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,6 +22,9 @@ OF_SHARDS = ("_flat_param",)  # parameters that FSDP puts into a module
 TOKENS = 4
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 8e-2}
 """Relative to the norm of the true values, against rounding alone: wrong keys are off by their size."""
+
+
+_LOOKING = threading.Lock()
 
 
 class _Enough(Exception):
@@ -102,15 +106,21 @@ def check_values(adapter: "Adapter") -> float:
     chosen = {_kind(layer): index for index, layer in reversed(list(enumerate(decoder.layers)))}
     modules = {module for index in chosen.values() for module in decoder.layers[index].modules()}
     modules |= {decoder, *decoder.rotary_emb.modules()}
-    if not all(map(_is_ordinary, modules)):
-        return said
+    with _LOOKING:
+        if not all(map(_is_ordinary, modules)):
+            return said
+        return _looked_at(adapter, chosen.values(), modules, said)
+
+
+def _looked_at(adapter: "Adapter", chosen: Iterable[int], modules: set[nn.Module], said: float) -> float:
+    decoder = adapter.decoder
     with torch.no_grad(), _evaluating(modules), torch.compiler.set_stance("force_eager"):
         try:
             given = _given(decoder)
         except Exception:  # an attention that does not run here, as flash attention on a CPU: structure has to do
             return said
         scale = _scale(decoder, *given[:2])
-        for index in chosen.values():
+        for index in chosen:
             _compare(adapter, index, *given[1:])
     return scale
 
@@ -164,10 +174,12 @@ def _given(decoder: Any) -> tuple[Tensor, Tensor, dict[str, Any]]:
     size = (1, TOKENS, decoder.config.hidden_size)
     embeds = torch.randn(size, generator=generator, dtype=torch.float32, device="cpu").to(weight)
     seen: list[Any] = []
+    thread = threading.get_ident()
 
     def stop(module: nn.Module, args: Any, kwargs: Any) -> None:
-        seen.extend((args, kwargs))
-        raise _Enough
+        if threading.get_ident() == thread:  # others may run the model
+            seen.extend((args, kwargs))
+            raise _Enough
 
     hook = decoder.layers[0].register_forward_pre_hook(stop, with_kwargs=True)
     try:
@@ -192,10 +204,12 @@ def _compare(adapter: "Adapter", index: int, hidden: Tensor, kwargs: dict[str, A
     decoder = adapter.decoder
     layer, (attention, _) = decoder.layers[index], decoder_keys.parts(decoder.layers[index])
     seen: list[Tensor] = []
+    thread = threading.get_ident()
 
     def stop(module: nn.Module, args: Any, output: Any) -> None:
-        seen.append(output[0])
-        raise _Enough
+        if threading.get_ident() == thread:  # others may run the model
+            seen.append(output[0])
+            raise _Enough
 
     hook = attention.register_forward_hook(stop)
     try:

@@ -32,12 +32,18 @@ class WatchedLayer:
         def keep_output(module: nn.Module, args: Any, output: Any) -> None:
             seen.put("output", output[0] if isinstance(output, tuple) else output)
 
-        self._hooks: list[Any] = [
-            Uncompiled(layer),
-            query.register_forward_hook(uncopied(keep_query)),
-            keys.register_forward_hook(uncopied(keep_keys)),
-            plain(layer).register_forward_hook(uncopied(keep_output)),
+        self._hooks: list[Any] = []
+        self._ways: list[Callable[[], Any]] = [
+            lambda: Uncompiled(layer),
+            lambda: query.register_forward_hook(uncopied(keep_query)),
+            lambda: keys.register_forward_hook(uncopied(keep_keys)),
+            lambda: plain(layer).register_forward_hook(uncopied(keep_output)),
         ]
+
+    def install(self) -> None:
+        """Interrupted, it is taken out again by `remove`."""
+        for way in self._ways:
+            self._hooks.append(way())
 
     def take(self) -> tuple[Tensor, Tensor, Tensor]:
         """Query, keys and output of this thread's latest run, which are forgotten."""
@@ -51,8 +57,9 @@ class WatchedLayer:
                 self._seen.take(name)
 
     def remove(self) -> None:
-        for hook in reversed(self._hooks):
-            hook.remove()
+        while self._hooks:
+            self._hooks[-1].remove()
+            self._hooks.pop()
 
 
 class WatchedLayers:
@@ -65,6 +72,7 @@ class WatchedLayers:
         with self._lock:
             if number not in self._layers:
                 self._layers[number] = self._watch(number)
+                self._layers[number].install()
 
     def take(self, number: int) -> tuple[Tensor, Tensor, Tensor]:
         """Query, keys and output of a layer, and of none of the others."""
