@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 BUILD_TOOLS := "setuptools>=77" "cmake>=3.24" ninja pybind11
 NATIVE := CMakeLists.txt setup.py $(shell find csrc -name '*.cpp' -o -name '*.h')
 
-.PHONY: demo test test-transformers-4 test-eval test-vllm lint format gpu-report aot features quality readme wheel build clean
+.PHONY: demo test test-transformers-4 test-transformers-own test-eval test-vllm lint format gpu-report aot features quality readme wheel build clean
 .PHONY: bench targets scale prefill compare evidence fuzz fuzz-slice fuzz-boundary sanitize mutants
 
 demo: build
@@ -23,6 +23,10 @@ test: build
 # The adapter suite once more, with the oldest transformers we support.
 test-transformers-4: $(VENV)-4/.installed
 	$(VENV)-4/bin/python -m pytest tests/adapters tests/methods
+
+# transformers' own tests of a model, from its source distribution, under pruning that keeps everything: an hour.
+test-transformers-own: build
+	$(BIN)/python tests/transformers_own.py
 
 # The models of lmms-eval, with lmms-eval itself; its requirements are named, since its own list pulls a CUDA torch.
 test-eval: $(VENV)/.installed-eval

@@ -31,7 +31,7 @@ def why_not_native() -> str | None:
     for module in ("torch", "pybind11"):
         if importlib.util.find_spec(module) is None:
             return f"{module} is not in the build environment (use `pip install --no-build-isolation`)"
-    compiler = os.environ.get("CXX", "c++").split()[0]
+    compiler = (os.environ.get("CXX", "").split() or ["c++"])[0]  # empty: unset, as CMake takes it
     for name in ("cmake", "ninja", compiler):
         if tool(name) is None:
             return f"{name} not found"

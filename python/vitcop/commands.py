@@ -223,6 +223,16 @@ def eval_command(
     console.print(f"results: {out}", highlight=False, markup=False, soft_wrap=True)
 
 
+def _check_text(option: str, text: str) -> None:
+    """Bytes that are not UTF-8 come from the shell as lone surrogates, which no tokenizer takes."""
+    from .compare import UserError
+
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{option}: expected text in UTF-8, got {text!a}") from None
+
+
 def _share(text: str) -> float:
     from .compare import UserError
     from .evaluation.settings import number
@@ -251,6 +261,7 @@ def _run(
 
     from .compare import UserError, as_json, compare, encode, open_photograph, seen_photo
 
+    _check_text("--prompt", prompt)
     photograph = open_photograph(image)
     method = _method(name, retain, retention, semantics)
     _make_folder(out)

@@ -112,7 +112,7 @@ def seen_photo(loaded: Loaded, inputs: dict[str, Any]) -> Any:
     images = loaded.processor.image_processor
     pixels = inputs["pixel_values"].float().cpu()
     pixels = pixels.reshape(-1, *pixels.shape[-3:])[0].permute(1, 2, 0)
-    return (pixels * torch.tensor(images.image_std) + torch.tensor(images.image_mean)).clamp(0, 1).numpy()
+    return (pixels * pixels.new_tensor(images.image_std) + pixels.new_tensor(images.image_mean)).clamp(0, 1).numpy()
 
 
 class _Clock:

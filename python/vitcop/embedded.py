@@ -123,7 +123,7 @@ def _fill(parameter: Tensor, name: str, seed: int, depths: dict[str, int]) -> No
         parameter.fill_(1.0 if kind == "weight" else 0.0)
         return
     generator = torch.Generator().manual_seed(seed + zlib.crc32(name.encode()))
-    drawn = torch.randn(parameter.shape, generator=generator)
+    drawn = torch.randn(parameter.shape, generator=generator, dtype=torch.float32, device="cpu")
     if module == "patch_embedding":
         drawn = _pink(drawn) / math.sqrt(drawn[0].numel())
     elif module == "position_embedding":

@@ -28,12 +28,20 @@ def open_image(source: str | Path | BinaryIO) -> Any:
     """
     if not isinstance(source, str | Path):
         return _decode(source, "the picture")
-    path = Path(source).expanduser()
+    path = expanded(source)
     if not path.is_file():
         raise ImageError(f"{path} is {'a folder' if path.is_dir() else 'no file'}")
     if path.stat().st_size > MAX_BYTES:
         raise ImageError(f"{path} has {path.stat().st_size} bytes, more than the {MAX_BYTES} allowed")
     return _decode(path, str(path))
+
+
+def expanded(path: str | Path) -> Path:
+    """With the home directory for `~`; a name that only looks so stays as it is."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:  # ~name of nobody, as Office calls its lock files
+        return Path(path)
 
 
 def _decode(source: Path | BinaryIO, name: str) -> Any:

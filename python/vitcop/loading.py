@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from .compare import Loaded, UserError, first_sentence
+from .images import expanded
 
 TINY = Path(__file__).parent / "assets" / "tiny"
 TINY_NAME = "vitcop-tiny"
@@ -78,7 +79,7 @@ def load_checkpoint(name: str, device: torch.device, dtype: str | None) -> Loade
 
 def _source(name: str) -> tuple[str, str]:
     """What to hand to transformers and how to call it. A name that reads like a path must be a folder."""
-    path = Path(name).expanduser()
+    path = expanded(name)
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise UserError(f"--model: the folder {name} has no config.json, so it is not a Hugging Face checkpoint")

@@ -239,7 +239,12 @@ class Handle:
             uncached = cache is None and arguments.get("use_cache") is False
             prompt = read_prompt(ids, self.adapter.visual_ids, mask, positions, cached=not uncached)
             if visual != any(prompt.counts):
-                found = "none in input_ids" if visual else f"{sum(prompt.counts)} in input_ids but no images"
+                found = (
+                    "none in input_ids"
+                    if visual
+                    else f"{sum(prompt.counts)} in input_ids but no images (an assistant "
+                    "model is given none: prune the model that it assists)"
+                )
                 raise ValueError(f"input_ids: expected visual tokens exactly where images are given, got {found}")
             if visual:
                 if self.budget_per == "sample":  # the images' sizes are not known yet

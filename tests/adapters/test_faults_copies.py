@@ -1,6 +1,7 @@
 """Nested and repeated blocks, copies and pickles of a pruned model, caches that outlive the pruning."""
 
 import copy
+import functools
 import io
 import pickle
 from pathlib import Path
@@ -105,7 +106,8 @@ def test_what_others_put_in_meanwhile_stays(family: Family, model: Any, inputs: 
     ours = {site.key: site.original for site in installed(model, before) if site.holder is vars(owner)}
 
     def around(wrapped: Any) -> Any:
-        return lambda *args, **kwargs: (called.append("method"), wrapped(*args, **kwargs))[1]
+        # generate() reads the signature.
+        return functools.wraps(wrapped)(lambda *args, **kwargs: (called.append("method"), wrapped(*args, **kwargs))[1])
 
     for name, replaced in ours.items():
         setattr(owner, name, around(replaced))

@@ -35,6 +35,8 @@ def fails(tmp_path, monkeypatch):
     ("name", "sentence"),
     [
         ("absent.jpg", "--image: absent.jpg is no file"),
+        ("~$absent.png", "--image: ~$absent.png is no file"),  # no home of a user $absent
+        ("~$lock.png", "--image: ~$lock.png is not a picture of a known format (JPEG, PNG, WEBP, BMP, GIF, TIFF, PPM)"),
         ("folder", "--image: folder is a folder"),
         ("text.jpg", "--image: text.jpg is not a picture of a known format (JPEG, PNG, WEBP, BMP, GIF, TIFF, PPM)"),
         ("empty.png", "--image: empty.png is not a picture of a known format (JPEG, PNG, WEBP, BMP, GIF, TIFF, PPM)"),
@@ -48,6 +50,7 @@ def test_image_that_cannot_be_used(fails, tmp_path, name, sentence):
     (tmp_path / "folder").mkdir()
     (tmp_path / "text.jpg").write_text("not a photograph")
     (tmp_path / "empty.png").touch()
+    (tmp_path / "~$lock.png").touch()
     (tmp_path / "vector.eps").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n")  # would start a program
     Image.new("L", (1, 3000)).save(tmp_path / "long.png")
     if name == "large.png":
@@ -71,6 +74,8 @@ def test_damaged_image(fails, tmp_path):
         (("--retention", 1.5), "retention: expected a share in (0, 1], got 1.5"),
         (("--retain", 5, "--retention", 0.5), "retain, retention: expected one of them, got both"),
         (("--prompt", "<image> what?"), "--prompt: leave <image> out, the photograph is put in by itself"),
+        (("--prompt", "caf\udce9"), "--prompt: expected text in UTF-8, got 'caf\\udce9'"),
+        (("--model", "~$x/llava"), "--model: there is no folder ~$x/llava"),
         (("--model", "/absent/llava"), "--model: there is no folder /absent/llava"),
         (("--model", "./llava"), "--model: there is no folder ./llava"),
         (("--model", "a/b/c"), "--model: there is no folder a/b/c"),

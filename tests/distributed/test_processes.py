@@ -10,6 +10,7 @@ import pytest
 
 pytest.importorskip("transformers")
 
+import sharded
 import torch
 import torch.distributed as dist
 import worker
@@ -96,3 +97,27 @@ def test_evaluation_with_accelerate(folder: Path, tmp_path: Path) -> None:
     for rank in two_ranks("data_parallel", folder, tmp_path):
         torch.testing.assert_close(rank["logits"], torch.cat(logits), atol=TOLERANCE, rtol=0)
         assert torch.equal(rank["sequences"], torch.cat(sequences))
+
+
+@pytest.fixture(scope="module")
+def shards(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+    return two_ranks("sharded", folder, tmp_path_factory.mktemp("sharded"))
+
+
+@pytest.mark.feature("FSDP")
+@pytest.mark.parametrize("way", sharded.WAYS)
+@pytest.mark.parametrize("case", sharded.IMAGES)
+def test_ranks_with_sharded_weights_choose_for_themselves(shards: list[Any], way: str, case: str) -> None:
+    for rank, found in enumerate(shards):
+        for name in sharded.METHODS:
+            off, want, got = found[way, case, name]
+            assert got == want, (rank, name)
+            assert off < TOLERANCE, (rank, name)
+    if case != "none":
+        assert any(shards[0][way, case, name][1] != shards[1][way, case, name][1] for name in sharded.METHODS)
+
+
+@pytest.mark.feature("data parallel")
+def test_gradients_of_ddp_that_looks_for_unused_parameters(folder: Path, tmp_path: Path) -> None:
+    for off in two_ranks("trained", folder, tmp_path):
+        assert off < 1e-5  # two float32 sums in another order

@@ -34,7 +34,7 @@ def replace(engine: Engine) -> Iterator[Callable[[Callable[[Any], Any]], None]]:
 
     def change(by: Callable[[Any], Any]) -> None:
         def of(worker: Any) -> None:
-            from vitcop import parallel
+            from vitcop.engine import parallel
 
             parallel.original = getattr(parallel, "original", parallel.sum_over_heads)
             parallel.sum_over_heads = by(parallel.original)

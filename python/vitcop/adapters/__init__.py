@@ -22,6 +22,7 @@ check_version(transformers.__version__)
 from torch import nn  # noqa: E402
 
 from .base import Adapter  # noqa: E402
+from .decoders import check_values  # noqa: E402
 from .internvl import InternVLAdapter  # noqa: E402
 from .llava import LlavaAdapter  # noqa: E402
 from .llava_next import LlavaNextAdapter  # noqa: E402
@@ -48,7 +49,9 @@ def adapter_for(model: nn.Module) -> Adapter:
         adapter = ADAPTERS.get(_model_type(module))
         # The class with a language model head has the same type; hasattr would meet its compatibility properties.
         if adapter is not None and adapter.tower in module._modules:
-            return adapter(module)
+            found = adapter(module)
+            found.embedding_scale = check_values(found)
+            return found
     raise NotImplementedError(
         f"model: expected one with an adapter ({', '.join(sorted(ADAPTERS))}), got {_model_type(model)!r}; "
         "CONTRIBUTING.md says how to add one"

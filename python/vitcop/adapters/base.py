@@ -1,27 +1,37 @@
 """What an adapter is: where a model family keeps what methods look at. It does not know which method it serves."""
 
+import functools
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, MutableSequence, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from vitcop.engine.hooks import plain
+from vitcop.engine.hooks import PerThread
 from vitcop.engine.memory import DecoderShape
 from vitcop.engine.vision import KINDS, VisualTokens
 from vitcop.methods.base import Program
 
-VISION = "vitcop"
-"""Extra key of the vision tower's ModelOutput. generate() of transformers 5.2x encodes images before the prefill and
-hands that object on, so what Stage I needs travels with it."""
+from .decoders import check_structure
+from .encoded import Encoded, Replacement
 
 
 class Removable(Protocol):
     """What is put into a model and can be taken out of it again."""
 
     def remove(self) -> None: ...
+
+
+@dataclass
+class Encoding:
+    """A call of the owner's `get_image_features` or `get_video_features` in progress."""
+
+    kind: str  # which of the two: "image" or "video"
+    arguments: dict[str, Any]  # by name
+    tokens: Any = None  # `VisualTokens`, once the tower has run
 
 
 class Adapter(ABC):
@@ -36,19 +46,19 @@ class Adapter(ABC):
 
     tower: ClassVar[str] = "vision_tower"
     """What the owner calls its vision tower."""
+    counts_tokens: ClassVar[bool] = True
+    """Whether position ids are `[B, n]` and count tokens."""
 
     def __init__(self, owner: Any) -> None:
         self.owner = owner
         self.config: Any = owner.config
         language_model = self.owner.language_model
-        self.decoder: Any = language_model if hasattr(language_model, "layers") else language_model.model
+        self.decoder: Any = language_model
+        if not hasattr(language_model, "layers"):
+            self.decoder = getattr(language_model, "model", None)
+        check_structure(self.decoder, language_model)
         self.visual_ids = visual_token_ids(self.config)
         text: Any = self.decoder.config
-        sliding = "sliding_attention" in (getattr(text, "layer_types", None) or ())
-        if sliding or (getattr(text, "sliding_window", None) and getattr(text, "use_sliding_window", True)):
-            raise NotImplementedError(
-                f"model: expected full attention in every decoder layer, got a sliding window of {text.sliding_window}"
-            )
         heads = text.num_attention_heads
         self.shape = DecoderShape(
             num_layers=len(self.decoder.layers),
@@ -57,6 +67,9 @@ class Adapter(ABC):
             num_key_heads=getattr(text, "num_key_value_heads", None) or heads,
             head_dim=getattr(text, "head_dim", None) or text.hidden_size // heads,
         )
+        self.embedding_scale = 1.0  # what the decoder multiplies its input by, before its first layer
+        self.encodings: PerThread[Encoding] = PerThread()  # in progress in this thread: none or one
+        self._encoded = Encoded()
         self._parameters = list(inspect.signature(type(self.owner).forward).parameters)[1:]
 
     def arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -68,7 +81,7 @@ class Adapter(ABC):
         return self.decoder.rotary_emb(hidden, position_ids)
 
     def project(self, states: Tensor) -> Tensor:
-        """[..., D] hidden states of the vision tower -> [..., C] input of the decoder."""
+        """[..., D] hidden states of the vision tower -> [..., C] input of the decoder's first layer."""
         raise NotImplementedError(
             f"method: expected one that needs no projector, which {type(self).__name__} does not offer"
         )
@@ -104,23 +117,64 @@ class Adapter(ABC):
         return [], kwargs
 
     @abstractmethod
+    def watch_tower(self) -> Iterable[Removable]:
+        """Hook the vision tower: a run of it leaves its tokens in `self.encodings[-1]`, if there is one. Hooks are
+        `untraced`, or `uncopied` in an `Uncompiled` layer of the tower, and what they keep from call to call is of one
+        thread: `PerThread` or `Seen`."""
+
+    def begin(self, encoding: Encoding) -> None:  # noqa: B027
+        """Get ready for a run of the tower."""
+
+    def finish(self, encoding: Encoding) -> None:  # noqa: B027
+        """Bring the tokens of the tower to those of the prompt, after `encoding` has ended."""
+
+    def option(self, arguments: dict[str, Any], name: str) -> Any:
+        """An option as a call gives it, or the configuration."""
+        given = arguments.get(name)
+        return getattr(self.config, name) if given is None else given
+
+    def check_options(self, arguments: dict[str, Any]) -> None:  # noqa: B027
+        """Raise NotImplementedError for options of a call of the model that cannot be followed."""
+
     def watch(self, tower_outputs: MutableSequence[VisualTokens]) -> Iterable[Removable]:
-        """Hook the vision side: each run of the tower appends its tokens to `tower_outputs`, and leaves them in its
-        output under the key `VISION`. Hooks are `untraced`, or `uncopied` in an `Uncompiled` layer of the tower, and
-        what they keep from call to call is of one thread: `PerThread` or `Seen`."""
+        """Hook the vision side: whatever encodes images or videos appends their tokens to `tower_outputs`, and they are
+        known by the features that it returns."""
+
+        def begin(kind: str, call: inspect.BoundArguments) -> bool:
+            if self.encodings:  # called by the other
+                return False
+            self.check_options(call.arguments)
+            encoding = Encoding(kind, call.arguments)
+            self.begin(encoding)
+            self.encodings.append(encoding)
+            return True
+
+        def end(output: Any) -> None:
+            encoding = self.encodings.pop()
+            if output is not None and encoding.tokens is not None:
+                self.finish(encoding)
+                tower_outputs.append(encoding.tokens)
+                self._encoded.put(output, encoding.tokens)
+
+        yield from self.watch_tower()
+        for kind in KINDS:
+            if hasattr(type(self.owner), f"get_{kind}_features"):
+                yield Replacement(self.owner, f"get_{kind}_features", around=(functools.partial(begin, kind), end))
 
     def given(self, arguments: dict[str, Any]) -> tuple[bool, list[VisualTokens]]:
         """Whether a forward comes with visual features, and those that were encoded before it."""
         encoded = [out for out in (arguments.get("mm_encoder_outputs") or {}).values() if out is not None]
         pixels = any(arguments.get(name) is not None for name in ("pixel_values", "pixel_values_videos"))
-        tokens = []
-        for output in encoded:
-            if VISION not in output:
-                raise NotImplementedError(
-                    "mm_encoder_outputs: expected outputs of this model's vision tower under vitcop, got others "
-                    "(features encoded before pruning was switched on, or prefill_chunk_size)"
-                )
-            tokens.append(output[VISION])
+        if pixels:
+            self.check_options(arguments)
+        found = [self._encoded.get(output) for output in encoded]
+        tokens = [one for one in found if one is not None]
+        if len(tokens) < len(found):
+            raise NotImplementedError(
+                "mm_encoder_outputs: expected what this model's get_image_features or get_video_features returned "
+                "under this pruning, got other features (encoded by another model, such as the one that an assistant "
+                "assists, before pruning was switched on, changed since, or in parts: prefill_chunk_size)"
+            )
         return pixels or bool(encoded), tokens
 
 
@@ -140,7 +194,12 @@ def tower_layers(tower: Any) -> nn.ModuleList:
     return getattr(tower, "vision_model", tower).encoder.layers
 
 
-def feature_layer(layers: nn.ModuleList, index: int | Sequence[int]) -> Any:
-    """The layer whose output is `hidden_states[index]`; of several, the last."""
+def feature_layer(layers: nn.ModuleList, index: int | Sequence[int]) -> int:
+    """The number of the layer whose output is `hidden_states[index]`; of several, the last."""
     last = index if isinstance(index, int) else index[-1]
-    return plain(layers[last if last < 0 else last - 1])
+    number = last + len(layers) if last < 0 else last - 1
+    if not 0 <= number < len(layers):
+        raise NotImplementedError(
+            f"vision_feature_layer: expected the output of one of the tower's {len(layers)} layers, got {index}"
+        )
+    return number

@@ -1,7 +1,7 @@
 """InternVL: an image is one or more tiles, each one run of InternViT, four of whose patches make a token."""
 
 import math
-from collections.abc import Callable, Iterable, MutableSequence, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 import vitcop_kernels as ops
-from vitcop.engine.hooks import Seen, Uncompiled, uncopied, untraced
+from vitcop.engine.hooks import plain, untraced
 from vitcop.engine.layout import grid_positions
 
-from .base import VISION, Adapter, Removable, VisualTokens, feature_layer
+from .base import Adapter, Encoding, Removable, feature_layer
+from .watched import WatchedLayer, WatchedLayers
 
 
 @dataclass
@@ -35,7 +36,7 @@ class ShuffledTokens:
         return [rows * cols] * len(self.keys)
 
     def segments(self) -> Tensor:
-        return torch.zeros(sum(self.image_tokens), dtype=torch.int64)
+        return torch.zeros(sum(self.image_tokens), dtype=torch.int64, device="cpu")
 
     def saliency(self) -> Tensor:
         """Eq. 1 for patches, the mean of a token's patches."""
@@ -73,51 +74,56 @@ class ShuffledTokens:
 class InternVLAdapter(Adapter):
     def __init__(self, owner: Any) -> None:
         super().__init__(owner)
-        config = self.config
-        if config.vision_feature_select_strategy != "default" or not isinstance(config.vision_feature_layer, int):
-            raise NotImplementedError(
-                "vision_feature_select_strategy, vision_feature_layer: expected 'default' (patches without [CLS]) of "
-                f"one layer, got {config.vision_feature_select_strategy!r} of {config.vision_feature_layer}"
-            )
-        self.layer = feature_layer(self.owner.vision_tower.encoder.layer, config.vision_feature_layer)
+        self.check_options({})
+        self._watched = WatchedLayers(self._watch)
 
     def project(self, states: Tensor) -> Tensor:
         projected: Tensor = self.owner.multi_modal_projector(states)
-        return projected
+        return projected if self.embedding_scale == 1 else projected * self.embedding_scale
 
-    def watch(self, tower_outputs: MutableSequence[VisualTokens]) -> Iterable[Removable]:
-        seen: Seen[Tensor] = Seen()
-        attention = self.layer.attention
+    def check_options(self, arguments: dict[str, Any]) -> None:
+        strategy, index = (self.option(arguments, f"vision_feature_{name}") for name in ("select_strategy", "layer"))
+        if strategy != "default" or not isinstance(index, int):
+            raise NotImplementedError(
+                "vision_feature_select_strategy, vision_feature_layer: expected 'default' (patches without [CLS]) of "
+                f"one layer, got {strategy!r} of {index}"
+            )
+        self._number(arguments)
 
-        def keep_query(module: nn.Module, args: Any, output: Tensor) -> None:
-            seen.put("query", output[:, 0].detach().clone())  # a view would keep the queries of all patches
+    def _number(self, arguments: dict[str, Any]) -> int:
+        layers = self.owner.vision_tower.encoder.layer
+        return feature_layer(layers, self.option(arguments, "vision_feature_layer"))
 
-        def keep_keys(module: nn.Module, args: Any, output: Tensor) -> None:
-            seen.put("keys", output.detach())
+    def _watch(self, number: int) -> WatchedLayer:
+        layer: Any = self.owner.vision_tower.encoder.layer[number]
+        attention: Any = plain(layer).attention
+        # Of the query a copy: a view would keep those of all patches.
+        return WatchedLayer(layer, attention.q_norm, attention.k_norm, lambda query: query[:, 0].detach().clone())
 
-        def keep_output(module: nn.Module, args: Any, output: Any) -> None:
-            seen.put("output", output[0] if isinstance(output, tuple) else output)
+    def begin(self, encoding: Encoding) -> None:
+        self._watched.add(self._number(encoding.arguments))
 
+    def watch_tower(self) -> Iterable[Removable]:
         def shuffle(patches: Tensor) -> Tensor:
             shuffled: Tensor = self.owner.pixel_shuffle(patches, scale_factor=self.config.downsample_ratio)
             return shuffled
 
         def after_tower(module: nn.Module, args: Any, output: Any) -> None:
-            last = self.config.vision_feature_layer == -1
-            states = seen.take("output")
+            if not self.encodings:
+                return self._watched.forget()
+            arguments = self.encodings[-1].arguments
+            number = self._number(arguments)
+            query, keys, states = self._watched.take(number)
+            last = self.option(arguments, "vision_feature_layer") == -1
+            attention: Any = plain(self.owner.vision_tower.encoder.layer[number]).attention
             tokens = ShuffledTokens(
-                seen.take("query"), seen.take("keys"), output[0] if last else states, attention.num_heads,
-                attention.scale, shuffle,
-            )  # fmt: skip
+                query, keys, output[0] if last else states, attention.num_heads, attention.scale, shuffle
+            )
             patches = tokens.keys.shape[1] - 1
             if math.isqrt(patches) ** 2 != patches:
                 raise NotImplementedError(f"pixel_values: expected square tiles, got tiles of {patches} patches")
-            tower_outputs.append(tokens)
-            if isinstance(output, dict):
-                output[VISION] = tokens
+            self.encodings[-1].tokens = tokens
 
-        yield Uncompiled(self.layer)
-        yield attention.q_norm.register_forward_hook(uncopied(keep_query))
-        yield attention.k_norm.register_forward_hook(uncopied(keep_keys))
-        yield self.layer.register_forward_hook(uncopied(keep_output))
+        yield self._watched
+        self._watched.add(self._number({}))
         yield self.owner.vision_tower.register_forward_hook(untraced(after_tower))

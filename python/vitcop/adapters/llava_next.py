@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Callable, Iterable, MutableSequence, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -10,8 +10,9 @@ from torch import Tensor
 
 from vitcop.engine.layout import grid_positions
 
-from .base import Removable, VisualTokens
-from .tower import Replacement, TileTokens, TowerAdapter
+from .base import Removable
+from .encoded import Replacement
+from .tower import TileTokens, TowerAdapter
 
 
 class LlavaNextAdapter(TowerAdapter):
@@ -21,14 +22,13 @@ class LlavaNextAdapter(TowerAdapter):
     images hardly pruned) cluster among themselves, and merge with no patch.
     """
 
-    def watch(self, tower_outputs: MutableSequence[VisualTokens]) -> Iterable[Removable]:
+    def watch_tower(self) -> Iterable[Removable]:
         def pack_image_features(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-            call = inspect.signature(original).bind(*args, **kwargs)
-            tokens: Any = tower_outputs[-1]
-            self.pack(tokens, original, call)
+            if self.encodings:
+                self.pack(self.encodings[-1].tokens, original, inspect.signature(original).bind(*args, **kwargs))
             return original(*args, **kwargs)
 
-        yield from super().watch(tower_outputs)
+        yield from super().watch_tower()
         yield Replacement(self.owner, "pack_image_features", pack_image_features)
 
     def pack(self, tokens: TileTokens, original: Callable[..., Any], call: inspect.BoundArguments) -> None:
@@ -40,6 +40,7 @@ class LlavaNextAdapter(TowerAdapter):
         sizes = call.arguments["image_sizes"]
         sizes = sizes.tolist() if isinstance(sizes, Tensor) else sizes
         has_breaks = call.arguments.get("image_newline") is not None
+        call.arguments["image_features"] = None  # not kept
 
         def arrange_images(x: Tensor) -> Sequence[Tensor]:
             changed = inspect.BoundArguments(call.signature, call.arguments.copy())
@@ -70,9 +71,9 @@ class LlavaNextAdapter(TowerAdapter):
     def places(self, tiles: int, columns: int) -> Tensor:
         """[tiles, N, 2] float64: where patches are in the plane of the tiles, one tile long. The base is above it."""
         inside = grid_positions(*self.grid, torch.device("cpu")).double()
-        number = torch.arange(tiles) - 1
+        number = torch.arange(tiles, device="cpu") - 1
         corner = torch.stack([number.div(columns, rounding_mode="floor"), number % columns], dim=1)
-        corner[0] = torch.tensor([-1, 0])
+        corner[0] = torch.tensor([-1, 0], device="cpu")
         return corner[:, None] + inside
 
     def locate(self, place: Tensor, tiles: int, columns: int) -> tuple[Tensor, Tensor]:

@@ -1,8 +1,6 @@
 """LLaVA-NeXT-Video: images as LLaVA-NeXT has them, and videos, whose frames are pooled (24x24 patches to 12x12)."""
 
-import inspect
 import math
-from collections.abc import Callable, Iterable, MutableSequence
 from typing import Any
 
 import torch
@@ -10,9 +8,9 @@ from torch import Tensor
 
 from vitcop.engine.layout import grid_positions
 
-from .base import Removable, VisualTokens
+from .base import Encoding
 from .llava_next import LlavaNextAdapter
-from .tower import Replacement, TileTokens
+from .tower import TileTokens
 
 
 class LlavaNextVideoAdapter(LlavaNextAdapter):
@@ -36,17 +34,10 @@ class LlavaNextVideoAdapter(LlavaNextAdapter):
         pooled: Tensor = self.owner.vision_resampler(x)
         return pooled
 
-    def watch(self, tower_outputs: MutableSequence[VisualTokens]) -> Iterable[Removable]:
-        def get_video_features(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-            result = original(*args, **kwargs)
-            call = inspect.signature(original).bind(*args, **kwargs)
-            pixels = next(iter(call.arguments.values()))  # [videos, frames, 3, height, width]
-            tokens: Any = tower_outputs[-1]
-            self.split(tokens, *pixels.shape[:2])
-            return result
-
-        yield from super().watch(tower_outputs)
-        yield Replacement(self.owner, "get_video_features", get_video_features)
+    def finish(self, encoding: Encoding) -> None:
+        if encoding.kind == "video":
+            pixels = next(iter(encoding.arguments.values()))  # [videos, frames, 3, height, width]
+            self.split(encoding.tokens, *pixels.shape[:2])
 
     def split(self, tokens: TileTokens, videos: int, frames: int) -> None:
         """Turn tiles into the tokens of that many videos of that many frames."""
@@ -57,7 +48,7 @@ class LlavaNextVideoAdapter(LlavaNextAdapter):
             pooled = self.pool(x).unflatten(0, (videos, frames)).flatten(1, 2)
             return torch.nn.functional.pad(pooled, (0, 0, 0, breaks), value=math.nan).flatten(0, 1)
 
-        part = torch.arange(frames).repeat_interleave(len(place))
+        part = torch.arange(frames, device="cpu").repeat_interleave(len(place))
         part = torch.nn.functional.pad(part, (0, breaks), value=frames)
         tokens.kind, tokens.image_tokens = "video", [len(part)] * videos
         tokens.part = part.repeat(videos)

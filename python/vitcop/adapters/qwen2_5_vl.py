@@ -14,8 +14,11 @@ class Qwen25VLAdapter(QwenVLAdapter):
     def __init__(self, owner: Any) -> None:
         super().__init__(owner)
         tower = owner.visual
-        if not tower.fullatt_block_indexes:
-            raise NotImplementedError("fullatt_block_indexes: expected a vision block with full attention, got none")
+        if not any(0 <= index < len(tower.blocks) for index in tower.fullatt_block_indexes):
+            raise NotImplementedError(
+                f"fullatt_block_indexes: expected a vision block with full attention among the {len(tower.blocks)}, "
+                f"got {list(tower.fullatt_block_indexes) or 'none'}"
+            )
         module = sys.modules[type(self.decoder).__module__]
         picked_in_attention = hasattr(module, "apply_multimodal_rotary_pos_emb")
         self._sections = self.decoder.config.rope_scaling["mrope_section"] if picked_in_attention else None
@@ -24,13 +27,13 @@ class Qwen25VLAdapter(QwenVLAdapter):
     @property
     def block(self) -> Any:
         tower = self.owner.visual
-        return tower.blocks[max(tower.fullatt_block_indexes)]
+        return tower.blocks[max(index for index in tower.fullatt_block_indexes if index < len(tower.blocks))]
 
     def place(self, grids: Sequence[tuple[int, int, int]]) -> Tensor | None:
         """The tower goes through a frame window by window, and through each window row by row."""
         places, start = [], 0
         for frames, rows, cols in grids:
-            row, col = torch.arange(rows)[:, None], torch.arange(cols)
+            row, col = torch.arange(rows, device="cpu")[:, None], torch.arange(cols, device="cpu")
             windows = -(-cols // self.window)
             window = row // self.window * windows + col // self.window  # [rows, cols]
             frame = window.flatten().argsort(stable=True).argsort()

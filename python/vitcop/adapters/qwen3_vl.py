@@ -12,7 +12,7 @@ from .qwen_vl import QwenVLAdapter
 class Qwen3VLAdapter(QwenVLAdapter):
     def __init__(self, owner: Any) -> None:
         super().__init__(owner)
-        added = len(owner.visual.deepstack_visual_indexes)
+        added = sum(index < len(owner.visual.blocks) for index in owner.visual.deepstack_visual_indexes)
         if added >= len(self.decoder.layers):
             raise NotImplementedError(
                 f"deepstack_visual_indexes: expected fewer than the decoder's {len(self.decoder.layers)} layers, got "

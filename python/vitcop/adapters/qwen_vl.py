@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Callable, Iterable, MutableSequence, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,13 +10,11 @@ import torch
 from torch import Tensor, nn
 
 import vitcop_kernels as ops
-from vitcop.engine.hooks import PerThread, Seen, Uncompiled, uncopied, untraced
+from vitcop.engine.hooks import Seen, Uncompiled, uncopied, untraced
 from vitcop.engine.layout import grid_positions
 from vitcop.methods.base import Program
 
-from .base import VISION, Adapter, Removable, VisualTokens
-
-PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
+from .base import Adapter, Removable
 
 
 @dataclass
@@ -39,7 +37,7 @@ class MergedPatches:
 
     def segments(self) -> Tensor:
         """The frames: the tower attends within them."""
-        return torch.cat([torch.arange(f).repeat_interleave(rows * cols) for f, rows, cols in self.grids])
+        return torch.cat([torch.arange(f, device="cpu").repeat_interleave(rows * cols) for f, rows, cols in self.grids])
 
     def saliency(self) -> Tensor:
         """The mean attention that a token's patches receive from the patches of their frame, summed over heads."""
@@ -75,10 +73,7 @@ class QwenVLAdapter(Adapter):
     """Position ids count rows and columns instead of tokens: dropping tokens leaves those of all others as they are."""
 
     tower = "visual"
-
-    def __init__(self, owner: Any) -> None:
-        super().__init__(owner)
-        self._kinds: PerThread[str] = PerThread()  # of the tower's runs to come in this forward
+    counts_tokens = False
 
     @property
     def block(self) -> Any:
@@ -102,17 +97,7 @@ class QwenVLAdapter(Adapter):
         """[T] on the CPU: where the tower has the token of each place in raster order. None: there."""
         return None
 
-    def given(self, arguments: dict[str, Any]) -> tuple[bool, list[VisualTokens]]:
-        """The tower does not see which of the two it encodes: images come first, as far as they are not encoded yet."""
-        self._kinds[:] = [kind for kind, name in PIXELS.items() if arguments.get(name) is not None]
-        visual, tokens = super().given(arguments)
-        kinds = [kind for kind, output in (arguments.get("mm_encoder_outputs") or {}).items() if output is not None]
-        for kind, run in zip(kinds, tokens, strict=True):
-            assert isinstance(run, MergedPatches)
-            run.kind = kind
-        return visual, tokens
-
-    def watch(self, tower_outputs: MutableSequence[VisualTokens]) -> Iterable[Removable]:
+    def watch_tower(self) -> Iterable[Removable]:
         seen: Seen[Any] = Seen()
         attention = self.block.attn
         rotate = sys.modules[type(attention).__module__].apply_rotary_pos_emb_vision
@@ -125,17 +110,17 @@ class QwenVLAdapter(Adapter):
             seen.put("qkv", output.detach())
 
         def after_tower(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            qkv, rotary = seen.take("qkv"), seen.take("rotary")
+            if not self.encodings:
+                return
+            encoding = self.encodings[-1]
             grid = kwargs["grid_thw"] if "grid_thw" in kwargs else args[1]
             grids = [(frames, rows // merge, cols // merge) for frames, rows, cols in grid.tolist()]
-            qkv, place = seen.take("qkv"), self.place(grids)
-            tokens = MergedPatches(
-                qkv, seen.take("rotary"), rotate, attention.num_heads, attention.scaling, merge * merge, grids,
-                None if place is None else place.to(qkv.device, non_blocking=True),
-                self._kinds.pop(0) if self._kinds else "image",
+            place = self.place(grids)
+            encoding.tokens = MergedPatches(
+                qkv, rotary, rotate, attention.num_heads, attention.scaling, merge * merge, grids,
+                None if place is None else place.to(qkv.device, non_blocking=True), encoding.kind,
             )  # fmt: skip
-            tower_outputs.append(tokens)
-            if isinstance(output, dict):
-                output[VISION] = tokens
 
         yield Uncompiled(self.block)
         yield attention.register_forward_pre_hook(uncopied(before_attention), with_kwargs=True)

@@ -1,7 +1,6 @@
 """A vision tower in the manner of CLIP or SigLIP: tiles in, patches out, and what one of its layers says about them."""
 
-import functools
-from collections.abc import Callable, Iterable, MutableSequence, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,10 +8,11 @@ import torch
 from torch import Tensor, nn
 
 import vitcop_kernels as ops
-from vitcop.engine.hooks import Seen, Uncompiled, uncopied, untraced
+from vitcop.engine.hooks import plain, untraced
 from vitcop.engine.layout import grid_positions
 
-from .base import VISION, Adapter, Removable, VisualTokens, feature_layer, tower_layers
+from .base import Adapter, Encoding, Removable, feature_layer, tower_layers
+from .watched import WatchedLayer, WatchedLayers
 
 
 @dataclass
@@ -95,90 +95,74 @@ class TowerAdapter(Adapter):
         if not (hasattr(inner, "embeddings") and hasattr(inner, "encoder")):
             raise NotImplementedError(f"vision_tower: expected CLIP or SigLIP, got {type(tower).__name__}")
         self.has_cls = getattr(inner.embeddings, "class_embedding", None) is not None
-        strategy = self.config.vision_feature_select_strategy
-        if strategy != ("default" if self.has_cls else "full"):
-            expected = "'default' (patches without [CLS])" if self.has_cls else "'full' (the tower has no [CLS])"
-            raise NotImplementedError(f"vision_feature_select_strategy: expected {expected}, got {strategy!r}")
-        self.layer = feature_layer(tower_layers(tower), self.config.vision_feature_layer)
-        self.attention = self.layer.self_attn
-        if not all(hasattr(self.attention, name) for name in ("q_proj", "k_proj", "num_heads", "scale")):
+        self.check_options({})
+        attention = self._attention(self._layer({})[0])
+        if not all(hasattr(attention, name) for name in ("q_proj", "k_proj", "num_heads", "scale")):
             raise NotImplementedError(
-                f"vision_tower: expected CLIP or SigLIP, got attention of {type(self.attention).__name__}"
+                f"vision_tower: expected CLIP or SigLIP, got attention of {type(attention).__name__}"
             )
         vision = self.config.vision_config
         side = vision.image_size // vision.patch_size
         self.grid = side, side
+        self._watched = WatchedLayers(self._watch)
 
     def tokens(self, run: TowerRun) -> TileTokens:
         """The visual tokens of a run whose tiles are images."""
         tiles, patches = run.features().shape[:2]
         place = grid_positions(*self.grid, run.keys.device).repeat(tiles, 1)
-        part = torch.zeros(tiles * patches, dtype=torch.int64)
+        part = torch.zeros(tiles * patches, dtype=torch.int64, device="cpu")
         return TileTokens(run, "image", [patches] * tiles, part, place, lambda x: x.flatten(0, 1))
 
     def project(self, states: Tensor) -> Tensor:
         projected: Tensor = self.owner.multi_modal_projector(states)
-        return projected
+        return projected if self.embedding_scale == 1 else projected * self.embedding_scale
 
-    def watch(self, tower_outputs: MutableSequence[VisualTokens]) -> Iterable[Removable]:
-        seen: Seen[Tensor] = Seen()
-        one_layer = isinstance(self.config.vision_feature_layer, int)
+    def check_options(self, arguments: dict[str, Any]) -> None:
+        strategy = self.option(arguments, "vision_feature_select_strategy")
+        if strategy != ("default" if self.has_cls else "full"):
+            expected = "'default' (patches without [CLS])" if self.has_cls else "'full' (the tower has no [CLS])"
+            raise NotImplementedError(f"vision_feature_select_strategy: expected {expected}, got {strategy!r}")
+        self._layer(arguments)
 
-        def keep_query(module: nn.Module, args: Any, output: Tensor) -> None:
+    def _layer(self, arguments: dict[str, Any]) -> tuple[int, bool]:
+        """The layer to watch, and whether it is the only one whose output is used."""
+        wanted = self.option(arguments, "vision_feature_layer")
+        return feature_layer(tower_layers(self.owner.vision_tower), wanted), isinstance(wanted, int) or len(wanted) == 1
+
+    def _attention(self, number: int) -> Any:
+        return plain(tower_layers(self.owner.vision_tower)[number]).self_attn
+
+    def _watch(self, number: int) -> WatchedLayer:
+        attention = self._attention(number)
+
+        def rows(query: Tensor) -> Tensor:
             # A row of its own: a view would keep the queries of all patches.
-            seen.put("query", output[:, :1].detach().clone() if self.has_cls else output.detach())
+            return query[:, :1].detach().clone() if self.has_cls else query.detach()
 
-        def keep_keys(module: nn.Module, args: Any, output: Tensor) -> None:
-            seen.put("keys", output.detach())
+        return WatchedLayer(
+            tower_layers(self.owner.vision_tower)[number], attention.q_proj, attention.k_proj, rows
+        )  # fmt: skip
 
-        def keep_output(module: nn.Module, args: Any, output: Any) -> None:
-            seen.put("output", output[0] if isinstance(output, tuple) else output)
+    def begin(self, encoding: Encoding) -> None:
+        self._watched.add(self._layer(encoding.arguments)[0])
 
+    def watch_tower(self) -> Iterable[Removable]:
         def after_tower(module: nn.Module, args: Any, output: Any) -> None:
-            attention = self.attention
-            query, keys, states = seen.take("query"), seen.take("keys"), seen.take("output") if one_layer else None
-            run = TowerRun(query, keys, attention.num_heads, attention.scale, self.has_cls, states)
+            if not self.encodings:
+                return self._watched.forget()
+            number, one_layer = self._layer(self.encodings[-1].arguments)
+            query, keys, states = self._watched.take(number)
+            attention = self._attention(number)
+            run = TowerRun(
+                query, keys, attention.num_heads, attention.scale, self.has_cls, states if one_layer else None
+            )
             (rows, cols), patches = self.grid, run.features().shape[1]
             if patches != rows * cols:
                 raise NotImplementedError(
                     f"pixel_values: expected images of {rows}x{cols} patches, got {patches} patches"
                 )
-            tokens = self.tokens(run)
-            tower_outputs.append(tokens)
-            if isinstance(output, dict):
-                output[VISION] = tokens
+            self.encodings[-1].tokens = self.tokens(run)
 
-        yield Uncompiled(self.layer)
-        yield self.attention.q_proj.register_forward_hook(uncopied(keep_query))
-        yield self.attention.k_proj.register_forward_hook(uncopied(keep_keys))
-        if one_layer:
-            yield self.layer.register_forward_hook(uncopied(keep_output))
+        yield self._watched
+        self._watched.add(self._layer({})[0])
         yield self.owner.vision_tower.register_forward_hook(untraced(after_tower))
-
-
-class Replacement:
-    """A method of one instance called through `wrapper(original, *args, **kwargs)`, until `remove()`.
-
-    Who has replaced it again since keeps what he put there, and the original behind it.
-    """
-
-    def __init__(self, instance: Any, name: str, wrapper: Callable[..., Any]) -> None:
-        self._attributes, self._name = vars(instance), name
-        self._before = self._attributes.get(name)  # not the class's own
-        original = getattr(instance, name)
-        # generate() reads the signature to know what to pass on.
-
-        def call(*args: Any, **kwargs: Any) -> Any:
-            return wrapper(original, *args, **kwargs) if self._active else original(*args, **kwargs)
-
-        self._active = True
-        self._attributes[name] = self._replacement = functools.wraps(original)(untraced(call))
-
-    def remove(self) -> None:
-        self._active = False
-        if self._attributes.get(self._name) is not self._replacement:
-            return
-        if self._before is None:
-            self._attributes.pop(self._name, None)
-        else:
-            self._attributes[self._name] = self._before

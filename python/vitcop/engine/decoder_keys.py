@@ -1,6 +1,11 @@
-"""Keys of a decoder layer and the attention of its last token, from hidden states, without running the layer."""
+"""Keys of a decoder layer and the attention of its last token, from hidden states, without running the layer.
 
+Which layers these are right for is what `adapters/decoders.py` checks.
+"""
+
+import copy
 import sys
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +17,13 @@ import vitcop_kernels as ops
 from . import parallel
 
 # RMSNorms that are x/rms(x) * weight and nothing else (Gemma's multiplies by 1 + weight).
-PLAIN_RMS_NORMS = ("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen2_5_VLRMSNorm", "Qwen3RMSNorm")
+PLAIN_RMS_NORMS = (
+    "LlamaRMSNorm", "MistralRMSNorm", "Phi3RMSNorm", "Qwen2RMSNorm", "Qwen2_5_VLRMSNorm", "Qwen3RMSNorm",
+)  # fmt: skip
+
+SCALED: "weakref.WeakKeyDictionary[nn.Module, tuple[int, float]]" = weakref.WeakKeyDictionary()
+"""Attention whose rotary embedding scales a part of each key: its channels and the factor. (A factor for whole keys
+leaves their order.)"""
 
 
 def key_norms(layer: nn.Module, hidden: Tensor, heads: str) -> Tensor:
@@ -20,22 +31,39 @@ def key_norms(layer: nn.Module, hidden: Tensor, heads: str) -> Tensor:
 
     Norm and projection are fused where both are plain; LoRA, quantised, sharded or hooked modules are called.
     """
-    attention, norm = _parts(layer)
-    projection = attention.k_proj
-    if _is_plain(projection, nn.Linear) and type(norm).__name__ in PLAIN_RMS_NORMS and _is_plain(norm, type(norm)):
-        weight, rms_weight = projection.weight, norm.weight
-        same = weight.dtype == hidden.dtype == rms_weight.dtype and weight.device == hidden.device
-        num_heads = weight.shape[0] // attention.head_dim
-        if same and getattr(attention, "k_norm", None) is None and parallel.group_of(attention, num_heads) is None:
-            return ops.key_proj_norms(
-                hidden, weight, projection.bias, rms_weight=rms_weight, rms_eps=norm.variance_epsilon,
-                num_heads=num_heads, heads=heads,
-            )  # fmt: skip
+    attention, norm = parts(layer)
+    fused = _plain_key_projection(attention, norm, hidden)
+    if fused is not None:
+        weight, bias = fused
+        return ops.key_proj_norms(
+            hidden, weight, bias, rms_weight=norm.weight, rms_eps=norm.variance_epsilon,
+            num_heads=weight.shape[0] // attention.head_dim, heads=heads,
+        )  # fmt: skip
     keys = _project(attention, norm(hidden), "k").to(hidden.device)
+    if attention in SCALED:
+        channels, factor = SCALED[attention]
+        keys = torch.cat([keys[..., :channels] * factor, keys[..., channels:]], dim=-1)
     group = parallel.group_of(attention, keys.shape[1])
     if group is not None:
         return parallel.key_norms(keys, heads, attention.config.num_key_value_heads, group)
     return ops.key_norms(keys, heads=heads)
+
+
+def _plain_key_projection(attention: Any, norm: Any, hidden: Tensor) -> tuple[Tensor, Tensor | None] | None:
+    """Weight [H*d, C] and bias of the keys where they are nothing but a projection of an RMSNorm; else None."""
+    projection, rows = _projection(attention, "k")
+    if not (
+        _is_plain(projection, nn.Linear) and type(norm).__name__ in PLAIN_RMS_NORMS and _is_plain(norm, type(norm))
+    ):
+        return None
+    weight, bias = projection.weight[rows], projection.bias
+    if not (weight.dtype == hidden.dtype == norm.weight.dtype and weight.device == hidden.device):
+        return None
+    if attention in SCALED or _clip(attention) is not None or getattr(attention, "k_norm", None) is not None:
+        return None
+    if parallel.group_of(attention, weight.shape[0] // attention.head_dim) is not None:
+        return None
+    return weight, None if bias is None else bias[rows]
 
 
 def last_token_attention(
@@ -98,14 +126,8 @@ def _received(
     mask: Tensor | None,
 ) -> Tensor:
     """[B, n] attention that `rows` of the sequence, [B, n, C] -> [B, M, C], pay under `mask [B, M, p + n]`."""
-    attention, norm = _parts(layer)
-    normed = norm(hidden).to(hidden.device)  # a layer on another device leaves its results there
-    keys = _project(attention, normed, "k").to(hidden.device)  # [B, Hkv, n, d]
-    query = _project(attention, rows(normed), "q").to(hidden.device)
-    cos, sin = (t.expand(hidden.shape[0], -1, -1) for t in embeddings)
-    rotate = _rotation(attention)
-    keys = rotate(keys, keys, cos, sin)[1]
-    query = rotate(query, query, rows(cos), rows(sin))[0]
+    query, keys = query_and_keys(layer, hidden, rows, embeddings)
+    attention, _ = parts(layer)
     if past_keys is not None:
         keys = torch.cat([past_keys.to(keys), keys], dim=2)
     received = ops.attention_saliency(query, keys.to(query.dtype), scale=attention.scaling, mask=mask)
@@ -113,6 +135,67 @@ def _received(
     if group is not None:
         received = parallel.sum_over_heads(received, group)
     return received[:, keys.shape[2] - hidden.shape[1] :]
+
+
+def query_and_keys(
+    layer: nn.Module, hidden: Tensor, rows: Callable[[Tensor], Tensor], embeddings: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """[B, H, M, d] queries of `rows` and [B, Hkv, n, d] keys, as the attention of the layer compares them."""
+    attention, norm = parts(layer)
+    normed = norm(hidden).to(hidden.device)  # a layer on another device leaves its results there
+    keys = _project(attention, normed, "k").to(hidden.device)
+    query = _project(attention, rows(normed), "q").to(hidden.device)
+    if getattr(attention, "use_rope", True):
+        cos, sin = (t.expand(hidden.shape[0], -1, -1) for t in embeddings)
+        rotate = _rotation(attention)
+        keys = rotate(keys, keys, cos, sin)[1]
+        query = rotate(query, query, rows(cos), rows(sin))[0]
+    return query, keys
+
+
+class Kept:
+    """A layer as it is now, for when FSDP will have sharded it again: its norm, and what makes queries and keys.
+
+    To gather it again later would need all ranks, of which some may have nothing to choose.
+    """
+
+    def __init__(self, layer: nn.Module) -> None:
+        attention, norm = parts(layer)
+        self.input_layernorm = _copied(norm)
+        self.self_attn = copy.copy(attention)
+        self.self_attn._modules = {
+            name: _copied(module) if name in ("q_proj", "k_proj", "qkv_proj", "q_norm", "k_norm") else module
+            for name, module in attention._modules.items()
+        }
+        if attention in SCALED:
+            SCALED[self.self_attn] = SCALED[attention]
+
+
+def kept(layer: nn.Module) -> Any:
+    """A layer whose queries and keys can be computed after it has run."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return layer
+    return Kept(layer) if any(map(is_fsdp, (layer, *layer.modules()))) else layer
+
+
+def is_fsdp(module: nn.Module) -> bool:
+    from torch.distributed.fsdp import FSDPModule
+
+    return isinstance(module, FSDPModule) or "_fsdp_wrapped_module" in module._modules
+
+
+def _copied(module: Any) -> Any:
+    """With weights of its own; FSDP's views of what it has gathered are no parameters."""
+
+    def copied(values: dict[str, Any]) -> dict[str, Any]:
+        return {name: v.detach().clone() if isinstance(v, Tensor) else v for name, v in values.items()}
+
+    new = copy.copy(module)
+    vars(new).update(copied(vars(module)))
+    weights = copied(module._parameters).items()
+    new._parameters = {n: w if w is None else nn.Parameter(w, requires_grad=False) for n, w in weights}
+    new._modules = {name: child if child is None else _copied(child) for name, child in module._modules.items()}
+    return new
 
 
 def _rotation(attention: nn.Module) -> Any:
@@ -125,16 +208,61 @@ def _rotation(attention: nn.Module) -> Any:
     return apply_rotary_pos_emb
 
 
-def _parts(layer: nn.Module) -> tuple[Any, Any]:
-    return layer.self_attn, layer.input_layernorm
+def unwrapped(module: Any) -> Any:
+    """The module in those that wrap it to compile, checkpoint or shard it."""
+    for name in ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"):
+        if name in getattr(module, "_modules", ()):
+            return unwrapped(module._modules[name])
+    return module
+
+
+def in_fsdp(module: Any) -> Any:
+    """The module that FSDP1 calls after it has gathered its weights."""
+    return in_fsdp(module._fsdp_wrapped_module) if "_fsdp_wrapped_module" in module._modules else module
+
+
+def parts(layer: nn.Module) -> tuple[Any, Any]:
+    """The attention of a layer and the norm in front of it, which layers with norms behind it (OLMo-2) do not have."""
+    inner = unwrapped(layer)
+    attention, norm = unwrapped(inner.self_attn), getattr(inner, "input_layernorm", None)
+    return attention, nn.Identity() if norm is None else norm
+
+
+def _projection(attention: Any, name: str) -> tuple[Any, slice]:
+    """The module that makes queries ("q") or keys ("k"), and which rows of its output they are."""
+    if "qkv_proj" not in attention._modules:
+        return getattr(attention, f"{name}_proj"), slice(None)
+    queries = attention.config.num_attention_heads * attention.head_dim
+    keys = attention.config.num_key_value_heads * attention.head_dim
+    return attention.qkv_proj, slice(0, queries) if name == "q" else slice(queries, queries + keys)
 
 
 def _project(attention: Any, hidden: Tensor, name: str) -> Tensor:
     """[B, n, C] -> [B, H, n, d] queries ("q") or keys ("k") before RoPE, through the modules."""
-    heads = getattr(attention, f"{name}_proj")(hidden).unflatten(-1, (-1, attention.head_dim))
-    norm = getattr(attention, f"{name}_norm", None)
-    normed: Tensor = heads if norm is None else norm(heads)
-    return normed.transpose(1, 2)
+    projection, rows = _projection(attention, name)
+    if any(map(parallel.is_sharded, projection.parameters(recurse=False))) and not parallel.is_shared(projection):
+        raise NotImplementedError(
+            f"FSDP: expected whole decoder layers to be sharded, so that {name}_proj is gathered where its layer "
+            "begins, got one that is sharded by itself"
+        )
+    if rows != slice(None) and _is_plain(projection, nn.Linear):
+        bias = projection.bias
+        states = nn.functional.linear(hidden, projection.weight[rows], None if bias is None else bias[rows])
+    else:
+        states = projection(hidden)[..., rows]
+    norm: Any = getattr(attention, f"{name}_norm", None)
+    whole = norm is not None and getattr(norm, "weight", states).shape == states.shape[-1:]
+    heads = (norm(states) if whole else states).unflatten(-1, (-1, attention.head_dim))
+    if norm is not None and not whole:
+        heads = norm(heads)
+    clip = _clip(attention)
+    clipped: Tensor = heads if clip is None else heads.clamp(-clip, clip)
+    return clipped.transpose(1, 2)
+
+
+def _clip(attention: Any) -> float | None:
+    """What OLMo's queries and keys are clipped to."""
+    return getattr(attention.config, "clip_qkv", None)
 
 
 def _at(x: Tensor, slot: Tensor) -> Tensor:

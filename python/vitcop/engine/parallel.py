@@ -1,4 +1,7 @@
-"""Tensor parallelism: ranks share the heads of a layer, every one has all tokens, and all must choose the same ones."""
+"""Tensor parallelism: ranks share the heads of a layer, every one has all tokens, and all must choose the same ones.
+
+Data parallelism, FSDP and ZeRO included, needs none of it: ranks have samples of their own, and choose by themselves.
+"""
 
 import dataclasses
 from typing import Any
@@ -9,9 +12,15 @@ from torch import Tensor
 
 from vitcop.methods.base import Plan
 
+MARKS = ("_is_hooked", "_distribute_module_applied")
+"""What transformers' `tp_plan` and torch's `parallelize_module` leave on the modules that they make tensor parallel."""
+
 
 def group_of(attention: Any, key_heads: int | None = None) -> Any:
     """The process group that shares the key heads of an attention layer; None where this rank has all of them.
+
+    FSDP and ZeRO shard weights, too, but every rank has data of its own and gets whole weights to compute with: only
+    weights that were made tensor parallel share heads.
 
     Args:
         key_heads: key heads that this rank was found to have, where that is known.
@@ -22,17 +31,47 @@ def group_of(attention: Any, key_heads: int | None = None) -> Any:
     if key_heads is not None and key_heads == total:
         return None
     if dist.is_available() and dist.is_initialized():
-        from torch.distributed.tensor import DTensor
-
-        for weight in attention.k_proj.parameters():
-            if isinstance(weight, DTensor) and any(placement.is_shard() for placement in weight.placements):
-                mesh = weight.device_mesh
-                return mesh.get_group() if mesh.ndim == 1 else mesh.get_group("tp")
+        projection = getattr(attention, "qkv_proj" if hasattr(attention, "qkv_proj") else "k_proj")
+        if is_shared(projection):
+            for weight in projection.parameters():
+                group = _tensor_parallel_group(weight)
+                if group is not None:
+                    return group
     if key_heads is not None and total is not None:
         raise NotImplementedError(
             f"tensor parallel: expected {total} key heads, or DTensor weights as tp_plan makes them, got {key_heads}"
         )
     return None
+
+
+def is_shared(projection: Any) -> bool:
+    """Whether a module was made tensor parallel."""
+    return any(getattr(projection, mark, False) for mark in MARKS)
+
+
+def _tensor_parallel_group(weight: Any) -> Any:
+    from torch.distributed.tensor import DTensor
+
+    if not isinstance(weight, DTensor) or not any(placement.is_shard() for placement in weight.placements):
+        return None
+    mesh = weight.device_mesh
+    if mesh.ndim == 1:
+        return mesh.get_group()
+    names = [name for name in mesh.mesh_dim_names or () if "tp" in name.lower() or "tensor" in name.lower()]
+    if len(names) != 1:
+        raise NotImplementedError(
+            f"tensor parallel: expected a device mesh with a dimension named 'tp', got {mesh.mesh_dim_names}"
+        )
+    return mesh.get_group(names[0])
+
+
+def is_sharded(weight: Any) -> bool:
+    """Whether FSDP has but a part of a weight here now, so that it cannot be computed with."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return False
+    from torch.distributed.tensor import DTensor
+
+    return weight.numel() == 0 or isinstance(weight, DTensor)
 
 
 def key_norms(keys: Tensor, heads: str, total_heads: int, group: Any) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from vitcop.methods.base import Plan, Program, Stage
 
 from . import cache as caches
-from . import parallel
+from . import decoder_keys, parallel
 from .ahead import Ahead, VisionContext, lane_for
 from .cache import Attached
 from .compaction import put_back
@@ -60,7 +60,7 @@ class Run:
     injection: Injection | None = None
     peak_watch: PeakWatch | None = None  # None: nothing is allocated, as in the replay of a graph
     per_image: PerImage | None = None
-    previous: tuple[Tensor, tuple[Tensor, Tensor]] | None = None  # input of the layer before a stage
+    previous: tuple[Tensor, tuple[Tensor, Tensor], Any] | None = None  # the layer before a stage, its input
     history_mask: Tensor | None = None  # [B, seen] padding of earlier turns that were not pruned
     _ahead: Ahead | None = None  # of the stage to come
     _timed = True
@@ -182,7 +182,7 @@ class Run:
             self._stands.put(self.adapter.decoder.rotary_emb, self._share)
         for index in shapes.hooked:
             self._watched.add(index)
-            self._stands.put(layers[index], functools.partial(self._layer, index))
+            self._stands.put(decoder_keys.in_fsdp(layers[index]), functools.partial(self._layer, index))
 
     def _watch_from(self, begin: int) -> None:
         """Every layer from this one on."""
@@ -190,7 +190,7 @@ class Run:
         for index in range(begin, len(layers)):
             if index not in self._watched:
                 self._watched.add(index)
-                self._stands.put(layers[index], functools.partial(self._layer, index))
+                self._stands.put(decoder_keys.in_fsdp(layers[index]), functools.partial(self._layer, index))
 
     def _share(self, module: nn.Module, forward: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """Layers unpack cos and sin from this list."""
@@ -203,7 +203,7 @@ class Run:
     def cancel(self) -> None:
         """From another thread: let the forward in progress raise in the next layer that it comes to."""
         for layer in self.adapter.decoder.layers:
-            self._stands.put(layer, self._refuse)
+            self._stands.put(decoder_keys.in_fsdp(layer), self._refuse)
 
     def _refuse(self, module: nn.Module, forward: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         self.end()
@@ -254,7 +254,7 @@ class Run:
             hidden = self._prune(number, self.program.stages[number], layer, hidden, kwargs)
         if index + 1 in self._stages_at:
             assert self.sequence.rotary is not None
-            self.previous = hidden, self.sequence.rotary
+            self.previous = hidden, self.sequence.rotary, decoder_keys.kept(self.adapter.decoder.layers[index])
         else:
             self.previous = None
         if self.first == []:

@@ -70,11 +70,11 @@ class StageView:
     def _layer_before(self) -> Any:
         if self.index == 0:
             raise ValueError("key_source: expected 'layer' for a stage at layer 0, got 'previous'")
-        return self.run.adapter.decoder.layers[self.index - 1]
+        return self.run.adapter.decoder.layers[self.index - 1] if self.run.previous is None else self.run.previous[2]
 
     def _input_before(self) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         assert self.run.previous is not None
-        hidden, rotary = self.run.previous
+        hidden, rotary, _ = self.run.previous
         return hidden.detach().to(self.run.device), rotary
 
 

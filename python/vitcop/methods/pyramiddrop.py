@@ -47,12 +47,12 @@ class PyramidDrop(Budgeted):
         layers = self._layers(num_layers)[0]
         if not self.budgeted:
             return [max(1, int(total * self.ratio**stage)) for stage in range(1, len(layers) + 1)]
-        if self.average(total) >= total:
-            return [total] * len(layers)
         weights = spread(layers, num_layers, [self.ratio**stage for stage in range(len(layers))])
+        low, high = ((layers[0] * total + n * sum(weights)) / num_layers for n in (1, total))
+        if self.keeps_all(total, high):
+            return [total] * len(layers)
         first = (num_layers * self.average(total) - layers[0] * total) / sum(weights)
         if not 1 <= first <= total:
-            low, high = ((layers[0] * total + n * sum(weights)) / num_layers for n in (1, total))
             raise self.infeasible(total, low, high)
         return [max(1, int(first * self.ratio**stage + 1e-9)) for stage in range(len(layers))]
 

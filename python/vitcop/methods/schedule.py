@@ -17,6 +17,9 @@ PUBLISHED_DEPTH = 32  # decoder layers of the models that the published layers a
 class Budgeted(Method):
     """A method with a budget: `retain` visual tokens on average over the decoder's layers, or `retention`, their share.
 
+    A sample of no more than `retain` tokens, or of so few that the method would average less than `retain` of them
+    however it prunes, keeps all. A `retention` that cannot be averaged is refused.
+
     Raises ValueError for anything else than one of them, unless `given_otherwise`.
     """
 
@@ -50,6 +53,10 @@ class Budgeted(Method):
             return min(self.retain, total)
         assert self.retention is not None
         return self.retention * total
+
+    def keeps_all(self, total: int, most: float) -> bool:
+        """Whether a sample is too small for the budget, where pruning averages at most `most` of its tokens."""
+        return self.average(total) >= total or (self.retain is not None and self.retain > most)
 
     def infeasible(self, total: int, low: float, high: float) -> ValueError:
         name = type(self).__name__

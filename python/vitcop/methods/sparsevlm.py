@@ -87,12 +87,13 @@ class SparseVLM(Budgeted):
         """Tokens after each cut, means included, that the average asks for."""
         shares = [0.5**cut for cut in range(len(layers))]
         weights = spread(layers, num_layers, shares)
-        if self.average(total) >= total:
+        low, high = ((layers[0] * total + n * sum(weights)) / num_layers for n in (8, total))
+        if self.keeps_all(total, high):
             return [total] * len(layers)
         first = (num_layers * self.average(total) - layers[0] * total) / sum(weights)
         goals = [int(first * share + 1e-9) for share in shares]
         if first > total or goals[-1] < 2:  # one token and a mean
-            raise self.infeasible(total, *((layers[0] * total + n * sum(weights)) / num_layers for n in (8, total)))
+            raise self.infeasible(total, low, high)
         return goals
 
     def _largest(self, before: int, goal: int) -> int:

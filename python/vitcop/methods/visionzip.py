@@ -57,7 +57,7 @@ class VisionZip(Budgeted):
 
     def program(self, num_layers: int) -> Program:
         def counts(total: int) -> Sequence[int]:
-            return [sum(self.split(total))]
+            return [total if self.average(total) >= total else sum(self.split(total))]
 
         return Program([Stage("visionzip", 0, self._select)], counts)
 

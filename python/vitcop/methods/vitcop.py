@@ -1,5 +1,6 @@
 """ViTCoP (Algorithm 1): CLS attention first, clusters and key norms at a shallow layer, key norms at a deep one."""
 
+import contextlib
 import functools
 import math
 from collections.abc import Callable
@@ -49,6 +50,7 @@ class ViTCoP(Method):
     """Visual-textual collaborative pruning.
 
     Give `retain` (visual tokens kept on average over the decoder's layers), `retention` (their share), or the ratios.
+    Samples too small for `retain` keep all their tokens; a `retention` that cannot be averaged is refused.
 
     Args:
         stage1_ratio, stage2_ratio, stage3_ratio: shares of the visual tokens that each stage keeps (pi1 to pi3); None:
@@ -160,6 +162,24 @@ class ViTCoP(Method):
 
     def counts(self, num_layers: int, total: int) -> tuple[int, int, int]:
         """Visual tokens after each stage for a sample that has `total` of them."""
+        if self.retain is not None and total <= self.retain and self.stage2_ratio is None:
+            return total, total, total
+        try:
+            return self._pruned_counts(num_layers, total)
+        except ValueError:
+            if self.retain is None or not self._prunes_larger(num_layers, total):
+                raise
+        return total, total, total
+
+    def _prunes_larger(self, num_layers: int, total: int) -> bool:
+        """Whether larger samples can be pruned to `retain`, so that this one is too small for it."""
+        for step in range(1, 64):
+            with contextlib.suppress(ValueError):
+                self._pruned_counts(num_layers, math.ceil(total * 1.08**step))
+                return True
+        return False
+
+    def _pruned_counts(self, num_layers: int, total: int) -> tuple[int, int, int]:
         schedule, retention = self.schedule(num_layers, total), self._retention(total)
         if self.semantics == "paper" or retention == 1:
             return schedule.counts(total)
