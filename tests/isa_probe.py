@@ -7,8 +7,9 @@ import sys
 
 import torch
 from clusters import certified, exact, grid, whole
-from samples import plan
 from support import LOW_PRECISION, OPS, assert_exact, assert_same_bits, both, call, native_isa, threads
+
+from vitcop_kernels.testing.ops._segments import plan
 
 
 def close(op: str, rtol: float, atol: float, *args: object, **options: object) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = ("python", "vitcop_kernels", "benchmarks", "training", "examples")
+FOLDERS = ("python", "vitcop_kernels", "benchmarks", "studies", "verification", "examples")
 SOURCES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
 PICTURES = "python/vitcop/images.py"
 PICKLES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}

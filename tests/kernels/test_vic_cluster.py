@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from certificates import check_clusters
 from clusters import INF, OPTIONS, SEMANTICS, assert_same, grid, option_name, whole
 from launchers import assert_batch_invariant, both, launch
 from support import LOW_PRECISION, assert_same_bits, layouts, name_of, reference
 from torch import Tensor
 
 import vitcop_kernels
+from vitcop_kernels.testing.judge import verify
 
 NAN = math.nan
 DTYPES = (torch.float32, *LOW_PRECISION)
@@ -31,9 +31,7 @@ def exact(*args: Any, slack: float = 0.0, **options: Any) -> Any:
 
 def certified(features: Tensor, positions: Tensor | None, d_c: float, tau: float, k: int, **options: Any) -> Any:
     got = launch("vic_cluster", features, positions, d_c, tau, k, **options)
-    for b in range(len(features)):
-        places = positions[b] if positions is not None and positions.dim() == 3 else positions
-        check_clusters([t[b] for t in got], features[b], places, d_c, tau, k, None, **options)
+    verify("vic_cluster", (features, positions, d_c, tau, k), options, got)
     return got
 
 

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 import torch._dynamo.testing
-from samples import plan
 from support import OPS, assert_same_bits
 from torch import Tensor, nn
 from torch.export import Dim
 
 import vitcop_kernels
+from vitcop_kernels.testing.ops._segments import plan
 
 every_op = pytest.mark.parametrize("op", OPS)
 SIZES = ((2, 12), (3, 20), (5, 33))

@@ -179,3 +179,7 @@ def _rare_specs(op: str) -> list[AotSpec]:
                     )
                 )
     return found
+
+
+def aot_specs() -> list[AotSpec]:
+    return specs("vic_cluster")

@@ -252,9 +252,3 @@ def cluster(
     if assign == "nearest":
         nearest_centers(args, constants)
     return labels, centers, parent, rho, delta
-
-
-def aot_specs() -> list[Any]:
-    from .aot import specs  # which imports this module
-
-    return specs("vic_cluster")
