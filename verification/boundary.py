@@ -45,8 +45,10 @@ def fuzz(build: Path, work: Path, *arguments: str) -> str:
     with (work / "log.txt").open("w") as log:
         subprocess.run(
             [*command, f"-artifact_prefix={work}/", *arguments],
-            env=env | {"OMP_NUM_THREADS": "1"}, stderr=log, check=False,
-        )  # fmt: skip
+            env=env | {"OMP_NUM_THREADS": "1"},
+            stderr=log,
+            check=False,
+        )
     return (work / "log.txt").read_text(errors="replace")
 
 

@@ -31,10 +31,13 @@ ARGUMENT = {"signed_overflow": 2**62}
 TESTS = {
     "address": ["tests/ops", "tests/native"],
     "thread": [
-        "tests/ops/test_isa.py", "tests/native", "tests/ops/test_vic_cluster_batches.py", "tests/ops/test_key_proj.py",
+        "tests/ops/test_isa.py",
+        "tests/native",
+        "tests/ops/test_vic_cluster_batches.py",
+        "tests/ops/test_key_proj.py",
         "tests/ops/test_segment_mean_backward.py",
     ],
-}  # fmt: skip
+}
 REPORT = re.compile(r"ERROR: AddressSanitizer: [\w-]+|runtime error: .*|WARNING: ThreadSanitizer: [\w ]+")
 
 

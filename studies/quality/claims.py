@@ -26,9 +26,10 @@ def rows(page: "Page") -> list[list[str]]:
     claim("10 % of the tokens hold over 60 % of [CLS] attention (Fig. 2a)", f"{percent(top)} %", top > 0.6)
     kept = page.retained("ranking-cls-0-20")
     claim(
-        "the 20 % that [CLS] attends to most keep about 95 % (Fig. 2b)", f"{spread(kept)} %",
+        "the 20 % that [CLS] attends to most keep about 95 % (Fig. 2b)",
+        f"{spread(kept)} %",
         None if kept.low < 0.95 < kept.high else kept.value > 0.95,
-    )  # fmt: skip
+    )
     correlation = np.array(looks["correlation"])
     negative = int((correlation < 0).sum())
     claim(
@@ -42,20 +43,24 @@ def rows(page: "Page") -> list[list[str]]:
         gap = page.against(pair[0], pair[1])
         claim(
             f"smallest key norms are as good as attention, {share} % kept before layer {SHALLOW} (Fig. 3b)",
-            f"{signed(gap)} points; against random {signed(page.against(pair[0], pair[2]))}", verdict(gap, ties=True),
-        )  # fmt: skip
+            f"{signed(gap)} points; against random {signed(page.against(pair[0], pair[2]))}",
+            verdict(gap, ties=True),
+        )
     for budget in RETENTIONS:
         others = [named(name, budget, True) for name in COMPARED]
         best = max((name for name in others if name in page.results), key=lambda name: page.retained(name).value)
         gap = page.against(named("vitcop", budget, True), best)
         claim(
             f"ViTCoP retains more than FastV, SparseVLM, PyramidDrop and VisionZip at {budget} % (Table 1)",
-            f"{signed(gap)} points against {best.removeprefix('original-').split('-')[0]}", verdict(gap),
-        )  # fmt: skip
+            f"{signed(gap)} points against {best.removeprefix('original-').split('-')[0]}",
+            verdict(gap),
+        )
     for name, what in (
-        ("attention", "attention instead of key norms"), ("key_norm_only", "key norms without clusters"),
-        ("no_stage1", "no Stage I"), ("no_stage3", "no Stage III"),
-    ):  # fmt: skip
+        ("attention", "attention instead of key norms"),
+        ("key_norm_only", "key norms without clusters"),
+        ("no_stage1", "no Stage I"),
+        ("no_stage3", "no Stage III"),
+    ):
         gap = page.against(f"ablation-{MAIN}-{name}", named("vitcop", MAIN, True))
         claim(f"{what} is worse, at {MAIN} % (Table 4)", f"{signed(gap)} points", flipped(verdict(gap)))
     prefix = f"layers-{MAIN}-"
@@ -63,7 +68,7 @@ def rows(page: "Page") -> list[list[str]]:
     gap = page.against(f"{prefix}{SHALLOW}-{DEEP - 2}", default)
     claim(
         f"Stage III two layers earlier is worse, at {MAIN} % (Table 7)", f"{signed(gap)} points", flipped(verdict(gap))
-    )  # fmt: skip
+    )
     return found
 
 

@@ -230,14 +230,21 @@ def blocks() -> dict[str, str]:
             f"split; weights {one['checkpoint_sha256'][:12]}; {one['machine']['processor']}, torch "
             f"{one['machine']['torch']}."
         ),
-        "model": page.model(), "depth": page.depth(), "main": page.main(),
-        "published": page.published(), "ablations": page.ablations(),
+        "model": page.model(),
+        "depth": page.depth(),
+        "main": page.main(),
+        "published": page.published(),
+        "ablations": page.ablations(),
         "semantics": page.semantics(),
-        "layers": page.layers(), "tuning": validation.tuning(), "clusters": validation.clusters(),
+        "layers": page.layers(),
+        "tuning": validation.tuning(),
+        "clusters": validation.clusters(),
         "split": validation.split(),
-        "claims": seeds.claimed([Page(other) for other in trained]), "seeds": seeds.accuracy(trained),
-        "seeds-methods": seeds.retained(compared), "seeds-order": seeds.order(compared),
-    }  # fmt: skip
+        "claims": seeds.claimed([Page(other) for other in trained]),
+        "seeds": seeds.accuracy(trained),
+        "seeds-methods": seeds.retained(compared),
+        "seeds-order": seeds.order(compared),
+    }
 
 
 def fill(text: str, blocks: dict[str, str], name: str) -> str:

@@ -16,9 +16,12 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 LABELS = {
-    "cls": "[CLS] attention", "key_norm_smallest": "smallest key norms", "key_norm_largest": "largest key norms",
-    "attention": "attention of the last token", "random": "random",
-}  # fmt: skip
+    "cls": "[CLS] attention",
+    "key_norm_smallest": "smallest key norms",
+    "key_norm_largest": "largest key norms",
+    "attention": "attention of the last token",
+    "random": "random",
+}
 
 
 def draw(page: "Page", folder: Path) -> None:

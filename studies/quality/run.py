@@ -101,9 +101,14 @@ def keep_questions(split: str, items: Sequence[Item]) -> None:
 
 def about(study: Study, name: str) -> dict[str, Any]:
     return {
-        "benchmark": "quality", "setting": name, "split": study.split, "seed": study.seed,
-        "checkpoint_sha256": study.sha256, "commit": commit(Path(__file__).parent), "machine": machine(),
-    }  # fmt: skip
+        "benchmark": "quality",
+        "setting": name,
+        "split": study.split,
+        "seed": study.seed,
+        "checkpoint_sha256": study.sha256,
+        "commit": commit(Path(__file__).parent),
+        "machine": machine(),
+    }
 
 
 def describe(method: Method | None) -> str:

@@ -67,9 +67,14 @@ def interval(statistic: Callable[[Array], Array], pictures: int) -> Interval:
 
     numbers = np.arange(pictures)
     found = stats.bootstrap(
-        (numbers,), of_draws, n_resamples=RESAMPLES, confidence_level=LEVEL, method="percentile", vectorized=True,
+        (numbers,),
+        of_draws,
+        n_resamples=RESAMPLES,
+        confidence_level=LEVEL,
+        method="percentile",
+        vectorized=True,
         random_state=np.random.default_rng(0),
-    ).confidence_interval  # fmt: skip
+    ).confidence_interval
     (value,) = statistic(np.ones((1, pictures)))
     return Interval(float(value), float(found.low), float(found.high))
 

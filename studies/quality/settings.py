@@ -109,9 +109,13 @@ def layers() -> Iterator[tuple[str, Method | None]]:
 def semantics() -> Iterator[tuple[str, Method | None]]:
     """The released code, and each of its differences from the paper alone."""
     alone = {
-        "heads": "mean", "key_source": "previous", "merge": "anchor_plus_mean", "quota": "released",
-        "positions": "original", "features": "hidden",
-    }  # fmt: skip
+        "heads": "mean",
+        "key_source": "previous",
+        "merge": "anchor_plus_mean",
+        "quota": "released",
+        "positions": "original",
+        "features": "hidden",
+    }
     retention = RETENTIONS[MAIN]
     yield f"semantics-{MAIN}-released", vitcop(retention=retention, semantics="released")
     yield f"semantics-{MAIN}-positions_released", vitcop(retention=retention, positions="released")
@@ -135,10 +139,17 @@ def rankings() -> Iterator[tuple[str, Method | None]]:
 
 
 OPTIONS: dict[str, tuple[Any, ...]] = {
-    "d_c": (2.0, 4.0, 16.0), "tau": (0.3, 2.0), "center_ratio": (0.06, 0.24, 0.4, 0.7),
-    "stage1_ratio": (0.2, 0.4, 0.5), "deep_share": (0.4, 1.0), "deep_layer": (9, 10), "saliency": ("attention",),
-    "features": ("hidden",), "merge": ("anchor_plus_mean",), "shallow_layer": (2, 3),
-}  # fmt: skip
+    "d_c": (2.0, 4.0, 16.0),
+    "tau": (0.3, 2.0),
+    "center_ratio": (0.06, 0.24, 0.4, 0.7),
+    "stage1_ratio": (0.2, 0.4, 0.5),
+    "deep_share": (0.4, 1.0),
+    "deep_layer": (9, 10),
+    "saliency": ("attention",),
+    "features": ("hidden",),
+    "merge": ("anchor_plus_mean",),
+    "shallow_layer": (2, 3),
+}
 """What is varied, one at a time, on the validation split."""
 
 
@@ -194,9 +205,15 @@ def clusters() -> Iterator[tuple[str, Method | None]]:
 
 
 GROUPS: dict[str, Callable[[], Iterator[tuple[str, Method | None]]]] = {
-    "original": original, "tuned": tuned, "published": published, "ablations": ablations, "semantics": semantics,
-    "layers": layers, "hidden": hidden, "rankings": rankings,
-}  # fmt: skip
+    "original": original,
+    "tuned": tuned,
+    "published": published,
+    "ablations": ablations,
+    "semantics": semantics,
+    "layers": layers,
+    "hidden": hidden,
+    "rankings": rankings,
+}
 VALIDATION = {"tuning": tuning, "clusters": clusters, "split": split}
 """What is asked on the validation split, so that nothing is chosen by the answers that are reported."""
 FEWER = {"layers": 120, "hidden": 120, "rankings": 120}

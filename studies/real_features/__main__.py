@@ -51,11 +51,20 @@ def result(model: vit.VisionTransformer, weights: Path) -> dict[str, Any]:
         "versions": {name: importlib.metadata.version(name) for name in VERSIONS},
         "weights": {"file": f"{vit.PACKAGE}/{vit.FILE}", "sha256": hashlib.sha256(weights.read_bytes()).hexdigest()},
         "settings": {
-            "blocks": model.depth, "block": model.depth - 2, "heads": model.heads, "patch": model.patch,
-            "width": model.weights["layernorm.weight"].numel(), "clip_width": measure.CLIP_WIDTH,
-            "d_c": measure.D_C, "tau": measure.TAU, "presets": measure.PRESETS, "quantiles": measure.QUANTILES,
-            "side": SIDES[0], "own_side": SIDES[1],
-            "photographs": photographs.PHOTOGRAPHS, "hard": photographs.HARD,
+            "blocks": model.depth,
+            "block": model.depth - 2,
+            "heads": model.heads,
+            "patch": model.patch,
+            "width": model.weights["layernorm.weight"].numel(),
+            "clip_width": measure.CLIP_WIDTH,
+            "d_c": measure.D_C,
+            "tau": measure.TAU,
+            "presets": measure.PRESETS,
+            "quantiles": measure.QUANTILES,
+            "side": SIDES[0],
+            "own_side": SIDES[1],
+            "photographs": photographs.PHOTOGRAPHS,
+            "hard": photographs.HARD,
         },
         "pictures": {
             str(side): {
@@ -65,7 +74,7 @@ def result(model: vit.VisionTransformer, weights: Path) -> dict[str, Any]:
             for side in SIDES
         },
         "stand_ins": stand_ins,
-    }  # fmt: skip
+    }
 
 
 def main() -> None:

@@ -72,51 +72,124 @@ def claims(result: Numbers) -> list[Claim]:
     rand = [run["bfloat16"]["rand"] for run in runs]
     rank = [row["key_norms"]["spearman"][settings["block"]] for row in every]
     return [
-        Claim("The float32 kernel finds the labels, centres and parents of the float64 truth",
-              f"{span(same, '.1%')} are the same", [share == 1 for share in same], "clusterings"),
-        Claim("No two tokens are equal, and no two densities", f"{sum(equal)} equal tokens, {sum(ties)} ties",
-              [a + b == 0 for a, b in zip(equal, ties, strict=True)], "sets"),
-        Claim(f"At d_c = {d_c:g} a density in plain float32 underflows, so that order needs the log domain",
-              f"{span(vanished, '.1%')} of the densities are 0", [share > 0 for share in vanished], "sets"),
-        Claim("A density in plain float32 (matrix product, one sum) puts some tokens into another order",
-              f"{span(moved, '.1%')} of the tokens change places", [share > 0 for share in moved], "sets"),
-        Claim("The error that our tests grant a kernel in d\N{SUPERSCRIPT TWO} covers real tokens",
-              f"{span(error, '.1e')}; granted: {stated:.1e}", [one <= stated for one in error], "clusterings"),
-        Claim("Rounding the keys to bfloat16 leaves the partition as it is", f"adjusted Rand index {span(rand, '.3f')}",
-              [one == 1 for one in rand], "clusterings"),
-        Claim(f"d_c = {d_c:g} is a local scale: less than half of the median distance",
-              f"{span(relative)} of it", [one < 0.5 for one in relative], "sets"),
-        Claim(f"Orphans (tokens without a denser one within tau = {tau:g}, the densest included) are few: at most a "
-              "tenth of the centres", f"{span(orphans, '.1%')} of the centres", [one <= 0.1 for one in orphans],
-              "clusterings"),
-        Claim(f"tau = {tau:g} matters: without it some token has another parent",
-              f"{span(moves, '.1%')} of the tokens have", [one > 0 for one in moves], "clusterings"),
-        Claim("Centres spread over the picture: less than half of them are among the equally many densest tokens",
-              span(densest, ".0%"), [one < 0.5 for one in densest], "clusterings"),
-        Claim("No cluster swallows the picture: none has half of the tokens", f"the largest has {span(largest, '.0%')}",
-              [one < 0.5 for one in largest], "clusterings"),
-        Claim("Clusters follow the picture: patches that touch are together at least three times as often as any two",
-              f"{span(touching, '.1f')} times as often", [one >= 3 for one in touching], "clusterings"),
-        Claim("[CLS] attention is concentrated: the top 30 % of the patches have at least half of it",
-              span(top, ".0%"), [one >= 0.5 for one in top]),
-        Claim("A smaller key norm goes with more [CLS] attention (the paper says it of a decoder's keys, not of these)",
-              f"rank correlation {span(rank)}", [one < 0 for one in rank]),
-    ]  # fmt: skip
+        Claim(
+            "The float32 kernel finds the labels, centres and parents of the float64 truth",
+            f"{span(same, '.1%')} are the same",
+            [share == 1 for share in same],
+            "clusterings",
+        ),
+        Claim(
+            "No two tokens are equal, and no two densities",
+            f"{sum(equal)} equal tokens, {sum(ties)} ties",
+            [a + b == 0 for a, b in zip(equal, ties, strict=True)],
+            "sets",
+        ),
+        Claim(
+            f"At d_c = {d_c:g} a density in plain float32 underflows, so that order needs the log domain",
+            f"{span(vanished, '.1%')} of the densities are 0",
+            [share > 0 for share in vanished],
+            "sets",
+        ),
+        Claim(
+            "A density in plain float32 (matrix product, one sum) puts some tokens into another order",
+            f"{span(moved, '.1%')} of the tokens change places",
+            [share > 0 for share in moved],
+            "sets",
+        ),
+        Claim(
+            "The error that our tests grant a kernel in d\N{SUPERSCRIPT TWO} covers real tokens",
+            f"{span(error, '.1e')}; granted: {stated:.1e}",
+            [one <= stated for one in error],
+            "clusterings",
+        ),
+        Claim(
+            "Rounding the keys to bfloat16 leaves the partition as it is",
+            f"adjusted Rand index {span(rand, '.3f')}",
+            [one == 1 for one in rand],
+            "clusterings",
+        ),
+        Claim(
+            f"d_c = {d_c:g} is a local scale: less than half of the median distance",
+            f"{span(relative)} of it",
+            [one < 0.5 for one in relative],
+            "sets",
+        ),
+        Claim(
+            f"Orphans (tokens without a denser one within tau = {tau:g}, the densest included) are few: at most a "
+            "tenth of the centres",
+            f"{span(orphans, '.1%')} of the centres",
+            [one <= 0.1 for one in orphans],
+            "clusterings",
+        ),
+        Claim(
+            f"tau = {tau:g} matters: without it some token has another parent",
+            f"{span(moves, '.1%')} of the tokens have",
+            [one > 0 for one in moves],
+            "clusterings",
+        ),
+        Claim(
+            "Centres spread over the picture: less than half of them are among the equally many densest tokens",
+            span(densest, ".0%"),
+            [one < 0.5 for one in densest],
+            "clusterings",
+        ),
+        Claim(
+            "No cluster swallows the picture: none has half of the tokens",
+            f"the largest has {span(largest, '.0%')}",
+            [one < 0.5 for one in largest],
+            "clusterings",
+        ),
+        Claim(
+            "Clusters follow the picture: patches that touch are together at least three times as often as any two",
+            f"{span(touching, '.1f')} times as often",
+            [one >= 3 for one in touching],
+            "clusterings",
+        ),
+        Claim(
+            "[CLS] attention is concentrated: the top 30 % of the patches have at least half of it",
+            span(top, ".0%"),
+            [one >= 0.5 for one in top],
+        ),
+        Claim(
+            "A smaller key norm goes with more [CLS] attention (the paper says it of a decoder's keys, not of these)",
+            f"rank correlation {span(rank)}",
+            [one < 0 for one in rank],
+        ),
+    ]
 
 
 def geometry_table(rows: Rows, which: str) -> str:
-    head = ["picture", "tokens", "d median", "d to nearest", "d_c / d median", "pairs within d_c",
-            "log10 rho: least", "median", "greatest", "vanishes below d_c ="]  # fmt: skip
+    head = [
+        "picture",
+        "tokens",
+        "d median",
+        "d to nearest",
+        "d_c / d median",
+        "pairs within d_c",
+        "log10 rho: least",
+        "median",
+        "greatest",
+        "vanishes below d_c =",
+    ]
     lines = []
     for name, row in rows.items():
         one = row[which]
         rho = one["density"]["paper"]
         median = one["distance_quantiles"][4]
-        lines.append([
-            title(name), str(one["tokens"]), f"{median:.1f}", f"{one['nearest_median']:.1f}",
-            f"{one['d_c_over_median']:.2f}", f"{one['share_of_pairs_within_d_c']:.1%}", f"{rho['log10_min']:.1f}",
-            f"{rho['log10_median']:.1f}", f"{rho['log10_max']:.1f}", f"{one['vanishing_d_c']:.2f}",
-        ])  # fmt: skip
+        lines.append(
+            [
+                title(name),
+                str(one["tokens"]),
+                f"{median:.1f}",
+                f"{one['nearest_median']:.1f}",
+                f"{one['d_c_over_median']:.2f}",
+                f"{one['share_of_pairs_within_d_c']:.1%}",
+                f"{rho['log10_min']:.1f}",
+                f"{rho['log10_median']:.1f}",
+                f"{rho['log10_max']:.1f}",
+                f"{one['vanishing_d_c']:.2f}",
+            ]
+        )
     return table(head, lines)
 
 
@@ -129,11 +202,13 @@ def relative_table(rows: Rows, settings: Numbers) -> str:
     lines = []
     for key in every[0]["density"]:
         found = [one["density"][key] for one in every]
-        lines.append([
-            names.get(key, f"{key} of the median distance"), *(
-                span((one[name] for one in found), ".1f") for name in ("log10_min", "log10_median", "log10_max")
-            ), span((one["vanished"] for one in found), ".1%"),
-        ])  # fmt: skip
+        lines.append(
+            [
+                names.get(key, f"{key} of the median distance"),
+                *(span((one[name] for one in found), ".1f") for name in ("log10_min", "log10_median", "log10_max")),
+                span((one["vanished"] for one in found), ".1%"),
+            ]
+        )
     return table(head, lines)
 
 
@@ -148,17 +223,36 @@ def orphans_table(rows: Rows) -> str:
 
 
 def clusters_table(rows: Rows, settings: Numbers) -> str:
-    head = ["retention", "alpha", "tokens", "centres", "orphans", "largest cluster", "median size", "single tokens",
-            "mean chain", "longest chain", "together: touching", "together: any two", "centres among densest",
-            "parents moved by tau", "Rand without tau"]  # fmt: skip
+    head = [
+        "retention",
+        "alpha",
+        "tokens",
+        "centres",
+        "orphans",
+        "largest cluster",
+        "median size",
+        "single tokens",
+        "mean chain",
+        "longest chain",
+        "together: touching",
+        "together: any two",
+        "centres among densest",
+        "parents moved by tau",
+        "Rand without tau",
+    ]
     forms: list[tuple[Callable[[Numbers], float], str]] = [
-        (lambda run: run["orphans"], ".0f"), (lambda run: run["largest"], ".0%"),
-        (lambda run: run["median_size"], ".1f"), (lambda run: run["singletons"], ".0f"),
-        (lambda run: run["chain_mean"], ".1f"), (lambda run: run["chain_max"], ".0f"),
-        (lambda run: run["together"]["touching"], ".0%"), (lambda run: run["together"]["all"], ".0%"),
-        (lambda run: run["centers_among_densest"], ".0%"), (lambda run: run["without_tau"]["parents"], ".1%"),
+        (lambda run: run["orphans"], ".0f"),
+        (lambda run: run["largest"], ".0%"),
+        (lambda run: run["median_size"], ".1f"),
+        (lambda run: run["singletons"], ".0f"),
+        (lambda run: run["chain_mean"], ".1f"),
+        (lambda run: run["chain_max"], ".0f"),
+        (lambda run: run["together"]["touching"], ".0%"),
+        (lambda run: run["together"]["all"], ".0%"),
+        (lambda run: run["centers_among_densest"], ".0%"),
+        (lambda run: run["without_tau"]["parents"], ".1%"),
         (lambda run: run["without_tau"]["rand"], ".3f"),
-    ]  # fmt: skip
+    ]
     lines = []
     for name, (_, alpha) in settings["presets"].items():
         runs = [row["presets"][name] for row in rows.values()]
@@ -168,38 +262,73 @@ def clusters_table(rows: Rows, settings: Numbers) -> str:
 
 
 def precision_table(result: Numbers) -> str:
-    head = ["pixels", "clusterings", "same labels", "same centres", "same parents", "error of rho",
-            "error of d\N{SUPERSCRIPT TWO}", "over the norms", "near", "bfloat16: Rand", "bfloat16: same centres",
-            "bfloat16: same Stage I"]  # fmt: skip
+    head = [
+        "pixels",
+        "clusterings",
+        "same labels",
+        "same centres",
+        "same parents",
+        "error of rho",
+        "error of d\N{SUPERSCRIPT TWO}",
+        "over the norms",
+        "near",
+        "bfloat16: Rand",
+        "bfloat16: same centres",
+        "bfloat16: same Stage I",
+    ]
     lines = []
     for side, rows in result["pictures"].items():
         runs = presets(rows)
         shares = [f"{min(run['agreement'][part] for run in runs):.1%}" for part in ("labels", "centers", "parent")]
-        errors = [f"{max(run['agreement'][part] for run in runs):.1e}"
-                  for part in ("rho_error", "d2_error", "d2_error_over_norms")]  # fmt: skip
+        errors = [
+            f"{max(run['agreement'][part] for run in runs):.1e}"
+            for part in ("rho_error", "d2_error", "d2_error_over_norms")
+        ]
         rounded = [run["bfloat16"] for run in runs]
-        lines.append([
-            side, str(len(runs)), *shares, *errors,
-            span((run["agreement"]["near"] for run in runs), ".3f"), f"{min(one['rand'] for one in rounded):.3f}",
-            f"{min(one['centers'] for one in rounded):.1%}", f"{min(one['stage1'] for one in rounded):.1%}",
-        ])  # fmt: skip
+        lines.append(
+            [
+                side,
+                str(len(runs)),
+                *shares,
+                *errors,
+                span((run["agreement"]["near"] for run in runs), ".3f"),
+                f"{min(one['rand'] for one in rounded):.3f}",
+                f"{min(one['centers'] for one in rounded):.1%}",
+                f"{min(one['stage1'] for one in rounded):.1%}",
+            ]
+        )
     return table(head, lines)
 
 
 def attention_table(rows: Rows, block: int) -> str:
     tops = next(iter(rows.values()))["attention"]["top"]
-    head = ["picture", *(f"top {float(top):.0%}" for top in tops), "[CLS] to itself", "effective share",
-            "largest token / median", "key norm: least", "median", "greatest", "rank correlation",
-            "smallest norms among most attended"]  # fmt: skip
+    head = [
+        "picture",
+        *(f"top {float(top):.0%}" for top in tops),
+        "[CLS] to itself",
+        "effective share",
+        "largest token / median",
+        "key norm: least",
+        "median",
+        "greatest",
+        "rank correlation",
+        "smallest norms among most attended",
+    ]
     lines = []
     for name, row in rows.items():
         seen, norms = row["attention"], row["key_norms"]
-        lines.append([
-            title(name), *(f"{share:.0%}" for share in seen["top"].values()), f"{seen['cls_itself']:.0%}",
-            f"{seen['effective_share']:.0%}", f"{seen['largest_token_norm_over_median']:.1f}",
-            *(f"{norms[part]:.1f}" for part in ("min", "median", "max")), f"{norms['spearman'][block]:.2f}",
-            f"{norms['smallest_among_salient']:.0%}",
-        ])  # fmt: skip
+        lines.append(
+            [
+                title(name),
+                *(f"{share:.0%}" for share in seen["top"].values()),
+                f"{seen['cls_itself']:.0%}",
+                f"{seen['effective_share']:.0%}",
+                f"{seen['largest_token_norm_over_median']:.1f}",
+                *(f"{norms[part]:.1f}" for part in ("min", "median", "max")),
+                f"{norms['spearman'][block]:.2f}",
+                f"{norms['smallest_among_salient']:.0%}",
+            ]
+        )
     return table(head, lines)
 
 
@@ -212,19 +341,25 @@ def sizes_table(result: Numbers) -> str:
     """Real tokens at both sizes beside the features that the tests of the released code's clustering use."""
     head = ["tokens of", "d median", "d_c / d median", "log10 rho: least", "greatest", "orphans at tau"]
     tau = f"{result['settings']['tau']:g}"
-    groups = {f"{side} pixels, all": [row["all"] for row in rows.values()]
-              for side, rows in result["pictures"].items()}  # fmt: skip
-    groups |= {f"{side} pixels, Stage I": [row["kept"] for row in rows.values()]
-               for side, rows in result["pictures"].items()}  # fmt: skip
+    groups = {f"{side} pixels, all": [row["all"] for row in rows.values()] for side, rows in result["pictures"].items()}
+    groups |= {
+        f"{side} pixels, Stage I": [row["kept"] for row in rows.values()] for side, rows in result["pictures"].items()
+    }
     groups["`tests/vectors/llava15_*`"] = list(result["stand_ins"].values())
-    return table(head, [
-        [name, span((one["distance_quantiles"][4] for one in found), ".1f"),
-         span(one["d_c_over_median"] for one in found),
-         span((one["density"]["paper"]["log10_min"] for one in found), ".1f"),
-         span((one["density"]["paper"]["log10_max"] for one in found), ".1f"),
-         span((one["orphans"][tau] for one in found), ".0f")]
-        for name, found in groups.items()
-    ])  # fmt: skip
+    return table(
+        head,
+        [
+            [
+                name,
+                span((one["distance_quantiles"][4] for one in found), ".1f"),
+                span(one["d_c_over_median"] for one in found),
+                span((one["density"]["paper"]["log10_min"] for one in found), ".1f"),
+                span((one["density"]["paper"]["log10_max"] for one in found), ".1f"),
+                span((one["orphans"][tau] for one in found), ".0f"),
+            ]
+            for name, found in groups.items()
+        ],
+    )
 
 
 def page(result: Numbers) -> str:

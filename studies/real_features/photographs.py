@@ -11,12 +11,24 @@ from vitcop.images import open_image
 
 SIDE = 336  # pixels: 24 x 24 patches of 14, as many tokens as LLaVA-1.5 has
 PHOTOGRAPHS = (
-    "astronaut.png", "camera.png", "chelsea.png", "china.jpg", "coffee.png", "coins.png", "flower.jpg",
-    "motorcycle_left.png", "rocket.jpg",
-)  # fmt: skip
+    "astronaut.png",
+    "camera.png",
+    "chelsea.png",
+    "china.jpg",
+    "coffee.png",
+    "coins.png",
+    "flower.jpg",
+    "motorcycle_left.png",
+    "rocket.jpg",
+)
 HARD = (  # textures and flat areas
-    "brick.png", "grass.png", "gravel.png", "horse.png", "hubble_deep_field.jpg", "page.png",
-)  # fmt: skip
+    "brick.png",
+    "grass.png",
+    "gravel.png",
+    "horse.png",
+    "hubble_deep_field.jpg",
+    "page.png",
+)
 
 
 def title(name: str) -> str:

@@ -19,9 +19,15 @@ RENAMED = {  # transformers 5 -> 4.57, whose names the weights have
 @pytest.fixture
 def theirs() -> torch.nn.Module:
     config = transformers.Dinov2Config(
-        hidden_size=24, num_hidden_layers=3, num_attention_heads=3, image_size=42, patch_size=14, mlp_ratio=2,
-        layer_norm_eps=1e-6, attn_implementation="eager",
-    )  # fmt: skip
+        hidden_size=24,
+        num_hidden_layers=3,
+        num_attention_heads=3,
+        image_size=42,
+        patch_size=14,
+        mlp_ratio=2,
+        layer_norm_eps=1e-6,
+        attn_implementation="eager",
+    )
     model = transformers.Dinov2Model(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():  # far from the initial ones and zeros, where a slip would not show

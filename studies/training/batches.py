@@ -62,9 +62,11 @@ def contents(picture: Picture) -> dict[str, np.ndarray]:
         counts[len(KINDS) + thing.color] += 1
         pairs[thing.kind, thing.color] = 1
     return {
-        "patch_kind": picture.patch_kind, "patch_color": picture.patch_color,
-        "counts": np.minimum(counts, 3), "pairs": pairs.reshape(-1),
-    }  # fmt: skip
+        "patch_kind": picture.patch_kind,
+        "patch_color": picture.patch_color,
+        "counts": np.minimum(counts, 3),
+        "pairs": pairs.reshape(-1),
+    }
 
 
 class Batches(Dataset[Batch]):

@@ -32,10 +32,16 @@ def tokenizer() -> Any:
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     words.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", BOS)])
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=words, unk_token="<unk>", bos_token="<bos>", eos_token="<eos>", pad_token="<pad>",
-        padding_side="left", model_max_length=512, model_input_names=["input_ids", "attention_mask"],
+        tokenizer_object=words,
+        unk_token="<unk>",
+        bos_token="<bos>",
+        eos_token="<eos>",
+        pad_token="<pad>",
+        padding_side="left",
+        model_max_length=512,
+        model_input_names=["input_ids", "attention_mask"],
         clean_up_tokenization_spaces=False,
-    )  # fmt: skip
+    )
     fast.add_tokens([AddedToken("<image>", special=True, normalized=False)], special_tokens=True)
     assert fast.convert_tokens_to_ids(["<pad>", "<bos>", "<eos>", "<image>"]) == [PAD, BOS, EOS, IMAGE]
     assert len(fast) == len(WORDS)
@@ -50,13 +56,19 @@ def processor() -> Any:
     # 5.x keeps the PIL one under its own name, 4.x has no other.
     clip = getattr(transformers, "CLIPImageProcessorPil", None) or transformers.CLIPImageProcessor
     images = clip(
-        size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE},
-        image_mean=[tiny.MEAN] * 3, image_std=[tiny.STD] * 3,
-    )  # fmt: skip
+        size={"shortest_edge": SIDE},
+        crop_size={"height": SIDE, "width": SIDE},
+        image_mean=[tiny.MEAN] * 3,
+        image_std=[tiny.STD] * 3,
+    )
     return LlavaProcessor(
-        image_processor=images, tokenizer=tokenizer(), patch_size=PATCH, vision_feature_select_strategy="default",
-        chat_template=CHAT_TEMPLATE, num_additional_image_tokens=1,
-    )  # fmt: skip
+        image_processor=images,
+        tokenizer=tokenizer(),
+        patch_size=PATCH,
+        vision_feature_select_strategy="default",
+        chat_template=CHAT_TEMPLATE,
+        num_additional_image_tokens=1,
+    )
 
 
 def export(trained: Path, out: Path) -> None:

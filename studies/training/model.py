@@ -17,19 +17,36 @@ VISION_WIDTH, VISION_LAYERS, WIDTH, LAYERS, HEAD = 128, 6, 128, 12, 32
 
 def config() -> LlavaConfig:
     vision = CLIPVisionConfig(
-        hidden_size=VISION_WIDTH, intermediate_size=3 * VISION_WIDTH, num_hidden_layers=VISION_LAYERS,
-        num_attention_heads=VISION_WIDTH // HEAD, hidden_act="gelu", image_size=SIDE, patch_size=PATCH,
+        hidden_size=VISION_WIDTH,
+        intermediate_size=3 * VISION_WIDTH,
+        num_hidden_layers=VISION_LAYERS,
+        num_attention_heads=VISION_WIDTH // HEAD,
+        hidden_act="gelu",
+        image_size=SIDE,
+        patch_size=PATCH,
         projection_dim=VISION_WIDTH,
-    )  # fmt: skip
+    )
     text = LlamaConfig(
-        hidden_size=WIDTH, intermediate_size=int(2.5 * WIDTH), num_hidden_layers=LAYERS,
-        num_attention_heads=WIDTH // HEAD, vocab_size=8 * math.ceil(len(WORDS) / 8), max_position_embeddings=512,
-        rms_norm_eps=1e-5, pad_token_id=PAD, bos_token_id=BOS, eos_token_id=EOS, tie_word_embeddings=False,
-    )  # fmt: skip
+        hidden_size=WIDTH,
+        intermediate_size=int(2.5 * WIDTH),
+        num_hidden_layers=LAYERS,
+        num_attention_heads=WIDTH // HEAD,
+        vocab_size=8 * math.ceil(len(WORDS) / 8),
+        max_position_embeddings=512,
+        rms_norm_eps=1e-5,
+        pad_token_id=PAD,
+        bos_token_id=BOS,
+        eos_token_id=EOS,
+        tie_word_embeddings=False,
+    )
     return LlavaConfig(
-        vision_config=vision, text_config=text, image_token_id=IMAGE, image_seq_length=GRID * GRID,
-        vision_feature_layer=-2, vision_feature_select_strategy="default",
-    )  # fmt: skip
+        vision_config=vision,
+        text_config=text,
+        image_token_id=IMAGE,
+        image_seq_length=GRID * GRID,
+        vision_feature_layer=-2,
+        vision_feature_select_strategy="default",
+    )
 
 
 def build(seed: int) -> Any:

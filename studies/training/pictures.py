@@ -17,21 +17,35 @@ SIDE, PATCH = 112, 8
 GRID = SIDE // PATCH
 CELLS = 3  # things stand in a grid of CELLS x CELLS places
 COLORS = {
-    "red": (230, 40, 40), "green": (40, 200, 60), "blue": (60, 90, 255), "yellow": (240, 220, 40),
-    "purple": (200, 60, 220), "cyan": (40, 220, 220), "white": (245, 245, 245),
-}  # fmt: skip
+    "red": (230, 40, 40),
+    "green": (40, 200, 60),
+    "blue": (60, 90, 255),
+    "yellow": (240, 220, 40),
+    "purple": (200, 60, 220),
+    "cyan": (40, 220, 220),
+    "white": (245, 245, 245),
+}
 SHAPES = ("circle", "square", "triangle", "diamond", "cross", "ring")
 KINDS = (*map(str, range(10)), *SHAPES)
 SIZES = (20, 23, 26, 29, 32)  # pixels
 SPLITS = ("train", "validation", "test")
 PHOTOGRAPHS = {
     "train": (
-        "coffee.png", "astronaut.png", "motorcycle_left.png", "rocket.jpg", "brick.png", "grass.png",
-        "hubble_deep_field.jpg", "ihc.png", "camera.png", "retina.jpg", "china.jpg",
+        "coffee.png",
+        "astronaut.png",
+        "motorcycle_left.png",
+        "rocket.jpg",
+        "brick.png",
+        "grass.png",
+        "hubble_deep_field.jpg",
+        "ihc.png",
+        "camera.png",
+        "retina.jpg",
+        "china.jpg",
     ),
     "validation": ("coins.png", "page.png"),
     "test": ("chelsea.png", "gravel.png", "flower.jpg"),
-}  # fmt: skip
+}
 WRITERS = {"train": slice(0, 1200), "validation": slice(1200, 1400), "test": slice(1400, None)}
 Image = NDArray[np.float32]
 

@@ -85,8 +85,15 @@ def test_a_number_that_is_none_is_caught(value: float) -> None:
 
 def test_a_copy_that_lost_its_sign_is_caught() -> None:
     x = torch.tensor([[-0.0], [1.0]])
-    of = case("segment_mean", x, torch.arange(2), torch.arange(3), torch.arange(2), torch.zeros(2, dtype=torch.bool),
-              merge="mean")  # fmt: skip
+    of = case(
+        "segment_mean",
+        x,
+        torch.arange(2),
+        torch.arange(3),
+        torch.arange(2),
+        torch.zeros(2, dtype=torch.bool),
+        merge="mean",
+    )
     assert_caught(of, lambda answers: answers[0].abs_(), "not its token")
 
 
@@ -112,9 +119,15 @@ def test_a_wrong_dtype_or_shape_is_caught() -> None:
 # --- clusterings ------------------------------------------------------------------------------------------------------
 
 OPTIONS: dict[str, Any] = dict(
-    semantics="paper", metric="l2", dist_scale=1.0, density="gaussian", knn=5, include_self=None, assign="parent",
+    semantics="paper",
+    metric="l2",
+    dist_scale=1.0,
+    density="gaussian",
+    knn=5,
+    include_self=None,
+    assign="parent",
     root_delta="inf",
-)  # fmt: skip
+)
 
 
 def clustering(x: Tensor, k: int, tau: float = math.inf, places: Tensor | None = None, **options: Any) -> Case:

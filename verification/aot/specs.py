@@ -39,9 +39,14 @@ def digest(spec: AotSpec) -> str:
     """Of the kernel's source and configuration: the same for every version of Triton and Python."""
     options = {name: value for name, value in plain_options(spec.num_warps).items() if name == "maxnreg"} | spec.options
     what = (
-        source_digest(spec.kernel), spec.signature, sorted(spec.constexprs.items()), spec.num_warps, spec.num_stages,
-        sorted(spec.divisible), sorted(options.items()),
-    )  # fmt: skip
+        source_digest(spec.kernel),
+        spec.signature,
+        sorted(spec.constexprs.items()),
+        spec.num_warps,
+        spec.num_stages,
+        sorted(spec.divisible),
+        sorted(options.items()),
+    )
     return hashlib.sha256(json.dumps(what, default=_plain).encode()).hexdigest()[:16]
 
 

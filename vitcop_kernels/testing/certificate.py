@@ -142,8 +142,9 @@ class Certificate:
         with np.errstate(all="ignore"):
             gap2 = np.where(parent >= 0, s.gap2[index, at], INF)
             low, high = s.d2(self.lower(gap2)), s.d2(self.upper(gap2))
-            roomy_inside, roomy_anywhere = (s.d2(self.upper(self.gap2_at(index, k, v)))
-                                            for k, v in ((first, inside), (other, anywhere)))  # fmt: skip
+            roomy_inside, roomy_anywhere = (
+                s.d2(self.upper(self.gap2_at(index, k, v))) for k, v in ((first, inside), (other, anywhere))
+            )
             near = np.ones(s.n, bool) if s.near is None else s.near[index, at]
             denser = self.perhaps_denser(at, index)
             slack = 2.0**-22 if self.precision.single else 2.0**-45

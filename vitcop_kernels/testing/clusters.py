@@ -54,9 +54,14 @@ class Sample:
     """Distances and densities of one sample. `gap2` is what rounding acts on, inf off the real tokens and at i = j."""
 
     def __init__(
-        self, features: np.ndarray, positions: np.ndarray | None, d_c: float, tau: float, valid: np.ndarray,
+        self,
+        features: np.ndarray,
+        positions: np.ndarray | None,
+        d_c: float,
+        tau: float,
+        valid: np.ndarray,
         options: Options,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.n, self.d_c, self.options, self.valid = len(features), d_c, options, valid
         self.real = np.isfinite(features).all(-1) & valid
         self.x = np.where(self.real[:, None], features, 0.0)

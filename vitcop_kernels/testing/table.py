@@ -94,9 +94,16 @@ def drawn(op: str, draw: Draw, seed: int = -1) -> Case:
     dtype, structure, tokens, args, kwargs = TABLE[op].draw(draw)
     marks = draw.marks | {name for name, so in (("one token", tokens == 1), ("over 2048 tokens", tokens > 2048)) if so}
     return Case(
-        op, args, kwargs, dtype, seed=seed, structure=structure, tokens=tokens, small=draw.small,
+        op,
+        args,
+        kwargs,
+        dtype,
+        seed=seed,
+        structure=structure,
+        tokens=tokens,
+        small=draw.small,
         marks=tuple(sorted(marks)),
-    )  # fmt: skip
+    )
 
 
 def call_from(op: str, data: bytes) -> Call:

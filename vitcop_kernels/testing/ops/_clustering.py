@@ -22,9 +22,16 @@ D_C, TAU = 8.0, 0.6
 
 class OneSample:
     def __init__(
-        self, features: np.ndarray, positions: np.ndarray | None, d_c: float, tau: float, num_centers: int,
-        valid: np.ndarray | None, count: int | None, options: Options,
-    ) -> None:  # fmt: skip
+        self,
+        features: np.ndarray,
+        positions: np.ndarray | None,
+        d_c: float,
+        tau: float,
+        num_centers: int,
+        valid: np.ndarray | None,
+        count: int | None,
+        options: Options,
+    ) -> None:
         valid = np.ones(len(features), bool) if valid is None else valid
         self.num_centers, self.count = num_centers, count
         self.sample = Sample(features, positions, d_c, tau, valid, options)
@@ -58,11 +65,17 @@ class Clustering:
             self.parts = [slice(a, b) for a, b in pairwise(cu.tolist())]
             self.samples = [
                 OneSample(
-                    x[part], None if places is None else places[part], d_c, tau, k, None,
-                    None if counts is None else int(counts[b]), options,
+                    x[part],
+                    None if places is None else places[part],
+                    d_c,
+                    tau,
+                    k,
+                    None,
+                    None if counts is None else int(counts[b]),
+                    options,
                 )
                 for b, part in enumerate(self.parts)
-            ]  # fmt: skip
+            ]
         else:
             d_c, tau, k, valid, counts = case.args[2:]
             self.parts = []
@@ -70,11 +83,17 @@ class Clustering:
             counts = counts[None] if self.flat and counts is not None else counts
             self.samples = [
                 OneSample(
-                    x[b], places[b] if places is not None and places.ndim == 3 else places, d_c, tau, k,
-                    None if valid is None else valid[b].numpy(), None if counts is None else int(counts[b]), options,
+                    x[b],
+                    places[b] if places is not None and places.ndim == 3 else places,
+                    d_c,
+                    tau,
+                    k,
+                    None if valid is None else valid[b].numpy(),
+                    None if counts is None else int(counts[b]),
+                    options,
                 )
                 for b in range(len(x))
-            ]  # fmt: skip
+            ]
         lead = tuple(features.shape[:-1])
         wide = (len(self.samples), k) if packed or not self.flat else (k,)
         self.shapes = dict(labels=lead, centers=wide, parent=lead, rho=lead, delta=lead)
@@ -147,12 +166,17 @@ def drawn_positions(draw: Draw, lead: tuple[int, ...], n: int) -> tuple[Tensor |
 
 def built_options(b: Bytes) -> dict[str, Any]:
     return dict(
-        d_c=b.pick((8.0, 0.5, 1e-30, 1e30)), tau=b.pick((0.6, float("inf"), 0.0)),
-        semantics=b.pick(("paper", "released")), metric=b.pick(("l2", "cosine")), dist_scale=b.pick((1.0, 0.1, 1e30)),
-        density=b.pick(("gaussian", "knn")), knn=b.pick((5, 1, 1000, 2**63 - 1)),
-        include_self=b.pick((None, True, False)), assign=b.pick(("parent", "nearest")),
+        d_c=b.pick((8.0, 0.5, 1e-30, 1e30)),
+        tau=b.pick((0.6, float("inf"), 0.0)),
+        semantics=b.pick(("paper", "released")),
+        metric=b.pick(("l2", "cosine")),
+        dist_scale=b.pick((1.0, 0.1, 1e30)),
+        density=b.pick(("gaussian", "knn")),
+        knn=b.pick((5, 1, 1000, 2**63 - 1)),
+        include_self=b.pick((None, True, False)),
+        assign=b.pick(("parent", "nearest")),
         root_delta=b.pick(("inf", "max")),
-    )  # fmt: skip
+    )
 
 
 def cluster_flops(c: Dims) -> float:

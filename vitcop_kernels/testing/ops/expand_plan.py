@@ -60,9 +60,11 @@ def draw(d: Draw) -> Drawn:
             np.concatenate([s[name], np.full(length - len(s[name]), end, s[name].dtype)])
             for s, end in zip(samples, ends, strict=True)
         ]
-        kept = torch.from_numpy(np.stack(parts)) if parts else torch.zeros(0, length).to(
-            torch.bool if name in ("merged", "valid") else torch.int64
-        )  # fmt: skip
+        kept = (
+            torch.from_numpy(np.stack(parts))
+            if parts
+            else torch.zeros(0, length).to(torch.bool if name in ("merged", "valid") else torch.int64)
+        )
         given[name] = d.laid_out(kept if batch else kept[0])
     if "valid" not in given and samples:  # what was padding is text now, and needs a column
         out_len = min(n, out_len + max(int((~s["valid"]).sum()) for s in samples))
