@@ -66,9 +66,7 @@ aot: build
 	$(BIN)/python -m verification.aot
 
 # The long form of `make test`, before a release: about three hours on two cores. sanitize needs clang.
-nightly: build
-	$(BIN)/python -m pytest verification studies
-	$(MAKE) aot fuzz sanitize test-transformers-4
+nightly: test studies aot fuzz sanitize test-transformers-4
 
 # 100,000 cases of every op against a float64 truth, and 10,000 repeats of each: an hour on one core.
 fuzz: build
@@ -80,7 +78,7 @@ sanitize: build
 	$(BIN)/python -m verification.sanitizers
 	$(BIN)/python -m verification.boundary
 
-# The tests of training, quality study and real features; about ten minutes.
+# The tests of the training, the quality study and real features: ten minutes.
 studies: build
 	$(BIN)/python -m pytest studies
 
