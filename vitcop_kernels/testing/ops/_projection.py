@@ -72,8 +72,8 @@ class Projection:
                 self.bound = self.bound + unit(hidden.dtype) * count * norm_of(np.abs(keys), heads)
         # A mean over heads may be taken of the weights: then infinities of both signs do not meet as NaN.
         self.open = heads == "mean" and self.norms_only
-        # oneDNN's bfloat16 product pads a width of 1 with zeros on processors without that dtype, and inf * 0 is NaN.
-        self.padded = hidden.dtype == torch.bfloat16 and x.shape[-1] == 1
+        # oneDNN's bfloat16 product pads odd widths with zeros on processors without that dtype, and inf * 0 is NaN.
+        self.padded = hidden.dtype == torch.bfloat16 and x.shape[-1] % 2 == 1
 
     def floor(self, w: Array, rms: bool) -> Array:
         """Absolute error of a key from what is subnormal: in products and sums, and in rows rounded after an RMSNorm.
