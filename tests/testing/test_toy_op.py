@@ -57,6 +57,7 @@ OP = Op(
     flops=product("tokens"),
     shapes=(Shape({"tokens": 5}),),
     samples=lambda dtype: iter([((torch.ones(3, dtype=dtype),), {})]),
+    dynamic=lambda b, n: (torch.ops.vitcop.toy_double, (torch.ones(n),), ((0,),)),
     draw=draw,
     build=lambda b, dtype: dict(x=b.floats(b.below(9), dtype=dtype)),
     good=dict(x=f(4)),

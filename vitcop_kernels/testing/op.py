@@ -21,6 +21,8 @@ Dims = dict[str, int]
 Default = int | Callable[[Dims], int]
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 Drawn = tuple[torch.dtype, str, int, tuple[Any, ...], dict[str, Any]]  # dtype, structure, tokens, args, kwargs
+# A call whose integers follow from shapes, as a method's would; arguments; of each, the dimensions that vary.
+Dynamic = tuple[Callable[..., Any], tuple[Tensor, ...], tuple[tuple[int, ...], ...]]
 BadCall = tuple[dict[str, Any], type[Exception], str]  # what changes, the error, its text after "<op>: "
 
 
@@ -112,6 +114,7 @@ class Op:
     shapes: tuple[Shape, ...]
     # Small inputs: good ones by hand, the fuzzer's, the boundary's (which spoils them), and bad arguments one by one.
     samples: Callable[[torch.dtype], Iterator[Arguments]]
+    dynamic: Callable[[int, int], Dynamic]  # of so many samples and tokens
     draw: Callable[[Draw], Drawn]
     build: Callable[[Bytes, torch.dtype], dict[str, Any]]
     good: Mapping[str, Any]  # arguments by name that `bad` varies

@@ -7,11 +7,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+import vitcop_kernels
+
 from ..boundary import TOKENS, WIDTHS, Bytes
 from ..draw import Draw
 from ..inputs import FLOAT, HALF, INF, NAN, Random, boolean, f, i64, normal
 from ..numbers import scores_dtype, unit
-from ..op import Arguments, BadCall, Case, Dims, Drawn, Op, Shape
+from ..op import Arguments, BadCall, Case, Dims, Drawn, Dynamic, Op, Shape
 from ..permutation import Outcome, Shuffle, outcome
 from ..values import BROKEN, PLAIN, STRUCTURES, rows
 from ..verdicts import Verdict, double, numbers
@@ -26,6 +28,11 @@ def samples(dtype: torch.dtype) -> Iterator[Arguments]:
     r = normal(dtype)
     yield (r(2, 4, 3, 8), r(2, 2, 9, 8)), {}
     yield (r(4, 3, 8), r(4, 9, 8), torch.rand(3, 9) < 0.7), dict(scale=0.5)
+
+
+def dynamic(b: int, n: int) -> Dynamic:
+    args = torch.randn(b, 4, 3, 8), torch.randn(b, 2, n, 8)
+    return lambda query, key: vitcop_kernels.attention_saliency(query, key), args, ((0,), (0, 2))
 
 
 def draw(d: Draw) -> Drawn:
@@ -124,6 +131,7 @@ OP = Op(
         Shape({"heads": 32, "tokens": 633, "head_dim": 128}, "bfloat16", where="last prompt row"),
     ),
     samples=samples,
+    dynamic=dynamic,
     draw=draw,
     build=build,
     good=GOOD,

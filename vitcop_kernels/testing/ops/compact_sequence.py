@@ -4,11 +4,14 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from torch import Tensor
+
+import vitcop_kernels
 
 from ..boundary import ANY_DTYPE, Bytes
 from ..draw import Draw
 from ..inputs import Random, f, i64, normal
-from ..op import Arguments, BadCall, Case, Dims, Drawn, Op, Shape, product, share
+from ..op import Arguments, BadCall, Case, Dims, Drawn, Dynamic, Op, Shape, product, share
 from ..permutation import Outcome, Shuffle, outcome
 from ..values import scores
 from ..verdicts import Verdict, mismatch, same_bits, worst
@@ -28,6 +31,14 @@ def samples(dtype: torch.dtype) -> Iterator[Arguments]:
     r = normal(dtype)
     yield (r(2, 8, 5), [r(1, 8, 4), torch.arange(16).view(2, 8)], *plan(8, 2)[:3]), {}
     yield (r(8, 5), [r(8, 2, 2)], *plan(8)), dict(merge="anchor_plus_mean")
+
+
+def dynamic(b: int, n: int) -> Dynamic:
+    def call(x: Tensor, index: Tensor, perm: Tensor, offsets: Tensor, anchors: Tensor) -> Any:
+        return vitcop_kernels.compact_sequence(x, [index], perm, offsets, anchors)
+
+    args = torch.randn(b, n, 5), torch.arange(n).expand(b, n).contiguous(), *plan(n, b)[:3]
+    return call, args, ((0, 1),) * 5
 
 
 def draw(d: Draw) -> Drawn:
@@ -129,6 +140,7 @@ OP = Op(
         Shape({"tokens": 288, "budget": 253}, "bfloat16", where="Stage II"),
     ),
     samples=samples,
+    dynamic=dynamic,
     draw=draw,
     build=build,
     good=GOOD,

@@ -7,10 +7,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+import vitcop_kernels
+
 from ..boundary import TOKENS, Bytes, Call, within
 from ..draw import Draw
 from ..inputs import Random, boolean, f, i64
-from ..op import Arguments, BadCall, Case, Dims, Drawn, Op, Shape, share
+from ..op import Arguments, BadCall, Case, Dims, Drawn, Dynamic, Op, Shape, share
 from ..permutation import Outcome, Shuffle, outcome
 from ..verdicts import Verdict, indices, mismatch, worst
 from ._segments import PLAN_DTYPES, check_plan, pairs, plan
@@ -34,6 +36,15 @@ def samples(dtype: torch.dtype) -> Iterator[Arguments]:
     slots = torch.arange(8) + 2
     yield (slots.expand(2, 8), *plan_for(8, 2), torch.ones(2, 13, dtype=torch.bool)), dict(num_slots=13, out_len=11)
     yield (slots, torch.tensor([1, 4])), dict(num_slots=12, out_len=6)
+
+
+def dynamic(b: int, n: int) -> Dynamic:
+    def call(slots: Tensor, anchors: Tensor) -> Any:
+        total = slots.shape[1]
+        return vitcop_kernels.expand_plan(slots, anchors - 2, num_slots=2 * total, out_len=total + anchors.shape[1])
+
+    args = tuple((torch.arange(k) + 2).expand(b, k).contiguous() for k in (n, n // 3))
+    return call, args, ((0, 1),) * 2
 
 
 def draw(d: Draw) -> Drawn:
@@ -224,6 +235,7 @@ OP = Op(
     flops=lambda c: 0.0,
     shapes=(Shape({"tokens": 288, "budget": 253}, where="Stage II, with 57 tokens of text"),),
     samples=samples,
+    dynamic=dynamic,
     draw=draw,
     build=build,
     good=GOOD,

@@ -7,11 +7,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+import vitcop_kernels
+
 from ..boundary import TOKENS, WIDTHS, Bytes
 from ..draw import Draw
 from ..inputs import FLOAT, Random, f, i64, normal
 from ..numbers import TINY, norm_of, scores_dtype, unit
-from ..op import Arguments, BadCall, Case, Dims, Drawn, Op, Shape, product
+from ..op import Arguments, BadCall, Case, Dims, Drawn, Dynamic, Op, Shape, product
 from ..permutation import Outcome, Shuffle, outcome
 from ..values import STRUCTURES, rows
 from ..verdicts import Verdict, double, numbers
@@ -26,6 +28,10 @@ def samples(dtype: torch.dtype) -> Iterator[Arguments]:
     yield (r(2, 3, 7, 4),), {}
     yield (r(2, 7, 3, 4).transpose(1, 2),), dict(heads="mean")
     yield (r(3, 7, 4),), {}
+
+
+def dynamic(b: int, n: int) -> Dynamic:
+    return lambda keys: vitcop_kernels.key_norms(keys), (torch.randn(b, 3, n, 4),), ((0, 2),)
 
 
 def draw(d: Draw) -> Drawn:
@@ -82,6 +88,7 @@ OP = Op(
         Shape({"tokens": 288}, "bfloat16", where="keys from the cache"),
     ),
     samples=samples,
+    dynamic=dynamic,
     draw=draw,
     build=build,
     good=GOOD,

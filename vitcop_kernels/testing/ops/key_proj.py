@@ -5,9 +5,11 @@ from typing import Any
 
 import torch
 
+import vitcop_kernels
+
 from ..draw import Draw
 from ..inputs import Random, f, normal
-from ..op import Arguments, BadCall, Dims, Drawn, Op, Shape, product
+from ..op import Arguments, BadCall, Dims, Drawn, Dynamic, Op, Shape, product
 from ..permutation import Outcome, Shuffle, outcome
 from ._projection import PROJECTION, Projection, built, drawn
 
@@ -21,6 +23,11 @@ def samples(dtype: torch.dtype) -> Iterator[Arguments]:
     r = normal(dtype)
     yield (r(2, 7, 6), r(8, 6)), dict(num_heads=2)
     yield (r(7, 6), r(8, 6), r(8)), dict(num_heads=4, heads="mean")
+
+
+def dynamic(b: int, n: int) -> Dynamic:
+    args = torch.randn(b, n, 6), torch.randn(8, 6)
+    return lambda hidden, weight: vitcop_kernels.key_proj(hidden, weight, num_heads=2), args, ((0, 1), ())
 
 
 def draw(d: Draw) -> Drawn:
@@ -50,6 +57,7 @@ OP = Op(
         Shape({"tokens": 288}, "bfloat16", where="keys wanted as well"),
     ),
     samples=samples,
+    dynamic=dynamic,
     draw=draw,
     build=build,
     good=GOOD,

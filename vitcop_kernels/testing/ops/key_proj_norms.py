@@ -5,10 +5,12 @@ from typing import Any
 
 import torch
 
+import vitcop_kernels
+
 from ..boundary import Bytes
 from ..draw import Draw
 from ..inputs import HALF, INF, NAN, Random, f, normal
-from ..op import Arguments, BadCall, Dims, Drawn, Op, Shape, product
+from ..op import Arguments, BadCall, Dims, Drawn, Dynamic, Op, Shape, product
 from ..permutation import Outcome, Shuffle, outcome
 from . import key_proj
 from ._projection import PROJECTION, Projection, built, drawn
@@ -23,6 +25,11 @@ def samples(dtype: torch.dtype) -> Iterator[Arguments]:
     r = normal(dtype)
     yield (r(2, 7, 6), r(8, 6)), dict(num_heads=2)
     yield (r(7, 6), r(8, 6), r(8), r(6)), dict(num_heads=4, heads="mean", rms_eps=1e-5)
+
+
+def dynamic(b: int, n: int) -> Dynamic:
+    args = torch.randn(b, n, 6), torch.randn(8, 6)
+    return lambda hidden, weight: vitcop_kernels.key_proj_norms(hidden, weight, num_heads=2), args, ((0, 1), ())
 
 
 def draw(d: Draw) -> Drawn:
@@ -72,6 +79,7 @@ OP = Op(
         Shape({"tokens": 864, "width": 5120, "heads": 40}, "bfloat16", where="LLaVA-NeXT-13B"),
     ),
     samples=samples,
+    dynamic=dynamic,
     draw=draw,
     build=build,
     good=GOOD,

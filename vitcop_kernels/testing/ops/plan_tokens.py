@@ -9,10 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+import vitcop_kernels
+
 from ..boundary import TOKENS, Bytes, Call
 from ..draw import Draw
 from ..inputs import FLOAT, INF, Random, f, i64, normal
-from ..op import Arguments, BadCall, Case, Dims, Drawn, Op, Shape, share
+from ..op import Arguments, BadCall, Case, Dims, Drawn, Dynamic, Op, Shape, share
 from ..permutation import Outcome, Shuffle
 from ..values import STRUCTURES, best_first, scores
 from ..verdicts import Verdict, double, indices, worst
@@ -49,6 +51,11 @@ def drawn_labels(draw: Draw, shape: tuple[int, ...]) -> tuple[Tensor, int, str]:
         labels = np.where(draw.integers(0, 1, shape) == 1, -1, most + 7)
     t = torch.from_numpy(np.array(labels, np.int64))
     return t.to(draw.pick([torch.int64, torch.int32])), most, kind
+
+
+def dynamic(b: int, n: int) -> Dynamic:
+    args = torch.randint(0, 4, (b, n)), torch.randn(b, n)
+    return lambda labels, s: vitcop_kernels.plan_tokens(labels, s, 4, labels.shape[-1] // 2), args, ((0, 1), (0, 1))
 
 
 def draw(d: Draw) -> Drawn:
@@ -269,6 +276,7 @@ OP = Op(
         Shape({"tokens": 864, "clusters": 104, "budget": 386}, where="2880 tokens, retention 1/9"),
     ),
     samples=samples,
+    dynamic=dynamic,
     draw=draw,
     build=build,
     good=GOOD,

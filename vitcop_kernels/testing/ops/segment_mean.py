@@ -5,10 +5,12 @@ from typing import Any
 
 import torch
 
+import vitcop_kernels
+
 from ..boundary import TOKENS, WIDTHS, Bytes
 from ..draw import Draw
 from ..inputs import Random, f, i64, normal
-from ..op import Arguments, Dims, Drawn, Op, Shape, product, share
+from ..op import Arguments, Dims, Drawn, Dynamic, Op, Shape, product, share
 from ..permutation import Outcome, Shuffle, outcome
 from ._segments import SEGMENTS, SegmentMean, built_plan, merging, pairs, plan
 
@@ -22,6 +24,11 @@ def samples(dtype: torch.dtype) -> Iterator[Arguments]:
     r = normal(dtype)
     yield (r(2, 8, 5), *plan(8, 2)[:2]), {}
     yield (r(8, 5), *plan(8)), dict(merge="anchor_plus_mean")
+
+
+def dynamic(b: int, n: int) -> Dynamic:
+    args = torch.randn(b, n, 5), *plan(n, b)[:2]
+    return lambda x, perm, offsets: vitcop_kernels.segment_mean(x, perm, offsets), args, ((0, 1),) * 3
 
 
 def draw(d: Draw) -> Drawn:
@@ -58,6 +65,7 @@ OP = Op(
         Shape({"tokens": 864, "width": 5120, "budget": 386}, "bfloat16", where="LLaVA-NeXT-13B, retention 1/9"),
     ),
     samples=samples,
+    dynamic=dynamic,
     draw=draw,
     build=build,
     good=GOOD,

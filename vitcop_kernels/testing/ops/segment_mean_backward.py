@@ -7,11 +7,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+import vitcop_kernels
+
 from ..boundary import TOKENS, WIDTHS, Bytes
 from ..draw import Draw
 from ..inputs import FLOAT, Random, f, i64, normal
 from ..numbers import TINY, roundoff, unit
-from ..op import Arguments, BadCall, Case, Dims, Drawn, Op, Shape, product, share
+from ..op import Arguments, BadCall, Case, Dims, Drawn, Dynamic, Op, Shape, product, share
 from ..permutation import Outcome, Shuffle, outcome
 from ..verdicts import Verdict, double, numbers
 from ._segments import SEGMENTS, batched, built_plan, merging, pairs, plan
@@ -26,6 +28,11 @@ def samples(dtype: torch.dtype) -> Iterator[Arguments]:
     r = normal(dtype)
     yield (r(2, 6, 5), *plan(8, 2)[:2]), {}
     yield (r(6, 5), *plan(8)), dict(merge="anchor_plus_mean")
+
+
+def dynamic(b: int, n: int) -> Dynamic:
+    args = torch.randn(b, max(1, 3 * n // 4), 5), *plan(n, b)[:2]
+    return lambda grad, perm, offsets: vitcop_kernels.segment_mean_backward(grad, perm, offsets), args, ((0, 1),) * 3
 
 
 def draw(d: Draw) -> Drawn:
@@ -95,6 +102,7 @@ OP = Op(
         Shape({"tokens": 288, "budget": 253}, "bfloat16", where="training, retention 1/3"),
     ),
     samples=samples,
+    dynamic=dynamic,
     draw=draw,
     build=build,
     good=GOOD,

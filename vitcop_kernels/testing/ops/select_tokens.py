@@ -7,10 +7,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+import vitcop_kernels
+
 from ..boundary import TOKENS, Bytes, Call, require, within
 from ..draw import Draw
 from ..inputs import FLOAT, Random, f, i64, normal
-from ..op import Arguments, BadCall, Case, Dims, Drawn, Op, Shape, product, share
+from ..op import Arguments, BadCall, Case, Dims, Drawn, Dynamic, Op, Shape, product, share
 from ..permutation import Outcome, Shuffle, outcome
 from ..values import STRUCTURES, best_first, scores
 from ..verdicts import Verdict, double, indices
@@ -24,6 +26,10 @@ def samples(dtype: torch.dtype) -> Iterator[Arguments]:
     r = normal(dtype)
     yield (r(2, 9), 4), {}
     yield (r(9), 9), dict(largest=True)
+
+
+def dynamic(b: int, n: int) -> Dynamic:
+    return lambda s: vitcop_kernels.select_tokens(s, s.shape[-1] // 3), (torch.randn(b, n),), ((0, 1),)
 
 
 def draw(d: Draw) -> Drawn:
@@ -77,6 +83,7 @@ OP = Op(
         Shape({"tokens": 2880, "keep": 864}, where="Stage I of 2880 tokens"),
     ),
     samples=samples,
+    dynamic=dynamic,
     draw=draw,
     build=build,
     good=GOOD,

@@ -5,10 +5,12 @@ from typing import Any
 
 import torch
 
+import vitcop_kernels
+
 from ..boundary import TOKENS, WIDTHS, Bytes
 from ..draw import FLOATS, Draw
 from ..inputs import FLOAT, Random, boolean, f, i64, normal
-from ..op import Arguments, BadCall, Dims, Drawn, Op, Shape, share
+from ..op import Arguments, BadCall, Dims, Drawn, Dynamic, Op, Shape, share
 from ..permutation import Outcome, Shuffle
 from ._clustering import (
     CLUSTERING,
@@ -36,6 +38,11 @@ def samples(dtype: torch.dtype) -> Iterator[Arguments]:
     yield (r(2, 16, 5), torch.rand(16, 2), 3.0, 0.5, 4), {}
     yield (r(2, 16, 5), torch.rand(2, 16, 2), 3.0, 0.5, 5, valid, counts), dict(semantics="released")
     yield (r(16, 5), None, 3.0, 0.5, 4), dict(metric="cosine", density="knn", assign="nearest", root_delta="max")
+
+
+def dynamic(b: int, n: int) -> Dynamic:
+    args = torch.randn(b, n, 5), torch.rand(n, 2)
+    return lambda x, places: vitcop_kernels.vic_cluster(x, places, 3.0, 0.5, x.shape[-2] // 4), args, ((0, 1), (0,))
 
 
 def draw(d: Draw) -> Drawn:
@@ -118,6 +125,7 @@ OP = Op(
         Shape({"batch": 8, "tokens": 288, "clusters": 44}, "bfloat16", where="eight images", target_us=18),
     ),
     samples=samples,
+    dynamic=dynamic,
     draw=draw,
     build=build,
     good=GOOD,

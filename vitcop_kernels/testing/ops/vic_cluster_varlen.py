@@ -5,11 +5,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
+
+import vitcop_kernels
 
 from ..boundary import TOKENS, WIDTHS, Bytes
 from ..draw import FLOATS, Draw
 from ..inputs import FLOAT, Random, f, i64, normal
-from ..op import Arguments, BadCall, Dims, Drawn, Op, Shape, share
+from ..op import Arguments, BadCall, Dims, Drawn, Dynamic, Op, Shape, share
 from ..permutation import Outcome, Shuffle, outcome
 from ._clustering import (
     CLUSTERING,
@@ -39,6 +42,15 @@ def samples(dtype: torch.dtype) -> Iterator[Arguments]:
         (r(16, 5), None, cu.long(), 12, 3.0, 0.5, 4, torch.tensor([1, 2, 3])),
         dict(semantics="released", density="knn"),
     )
+
+
+def dynamic(b: int, n: int) -> Dynamic:
+    def call(x: Tensor, places: Tensor, cu: Tensor) -> Any:
+        longest = x.shape[0] // (cu.shape[0] - 1)
+        return vitcop_kernels.vic_cluster_varlen(x, places, cu, longest, 3.0, 0.5, longest // 4)
+
+    args = torch.randn(b * n, 5), torch.rand(b * n, 2), torch.arange(b + 1, dtype=torch.int32) * n
+    return call, args, ((0,), (0,), (0,))
 
 
 def draw(d: Draw) -> Drawn:
@@ -124,6 +136,7 @@ OP = Op(
         Shape({"batch": 32, "tokens": 43, "clusters": 18}, "bfloat16", where="video, frame by frame"),
     ),
     samples=samples,
+    dynamic=dynamic,
     draw=draw,
     build=build,
     good=GOOD,
