@@ -58,8 +58,8 @@ compare: build
 
 # Checks, then measures, on one GPU in less than 8 minutes, with the torch that PYTHON has: no .venv, nothing installed.
 gpu-report:
-	PYTHONPATH=.:python $(PYTHON) -m verification.gpu $(GPU_CHECKS)
-	PYTHONPATH=.:python $(PYTHON) -m benchmarks.gpu $(GPU_REPORT)
+	PYTHONPATH=.:python $(PYTHON) -m verification.gpu $(GPU_CHECKS); checked=$$?; \
+		PYTHONPATH=.:python $(PYTHON) -m benchmarks.gpu $(GPU_REPORT) && exit $$checked
 
 # Compile every configuration of every kernel for every GPU named in docs/aot.md; only what has changed.
 aot: build

@@ -1,9 +1,13 @@
 """Run the checks, write the result: see the package."""
 
 import argparse
+import contextlib
 import json
+import os
 import re
+import subprocess
 import sys
+import time
 from typing import Any
 
 from verification import record
@@ -14,6 +18,19 @@ from . import processes
 from .sanitizer import Sanitizer
 
 
+def warm_up(count: int, dry_run: bool, seconds: float) -> None:
+    """Compile the kernels of the real shapes into Triton's cache, several at a time."""
+    lines = [
+        processes.command("--only-launch", "--real", "--slice", f"{k}/{count}", dry_run=dry_run) for k in range(count)
+    ]
+    running = [processes.start(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for line in lines]
+    end = time.monotonic() + seconds
+    for process in running:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(max(0.0, end - time.monotonic()))
+        processes.stop(process)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dry-run", action="store_true", help="on a CPU, at toy sizes")
@@ -22,6 +39,7 @@ def main() -> None:
     )
     options = parser.parse_args()
     device = pick(options.dry_run)
+    warm_up(1 if options.dry_run else max(1, min(8, (os.cpu_count() or 2) - 2)), options.dry_run, options.seconds)
     sanitizer = Sanitizer(options.dry_run)
     repeats = ["--repeats", "3"] if options.dry_run else []
     records = processes.run(processes.command(*repeats, dry_run=options.dry_run), options.seconds)

@@ -90,9 +90,11 @@ def main() -> None:
     parser.add_argument("--skip", action="append", default=[])
     parser.add_argument("--real", action="store_true", help="the shapes of the table")
     parser.add_argument("--repeats", type=int, default=1000)
+    parser.add_argument("--slice", default="0/1", help="k/n: every n-th item, from the k-th")
     options = parser.parse_args()
     device: Any = DryRun() if options.dry_run else CudaDevice()
-    for name, op, shape, together in items(options.dry_run, options.real):
+    first, step = map(int, options.slice.split("/"))
+    for name, op, shape, together in list(items(options.dry_run, options.real))[first::step]:
         if name in options.skip:
             continue
         print(f"begin {name}", flush=True)
