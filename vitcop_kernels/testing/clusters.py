@@ -44,10 +44,15 @@ class Clusters:
 
 
 def squared_gaps(x: np.ndarray) -> np.ndarray:
-    """|x_i - x_j|^2, [N, N]: sums of squared differences, so that equal ones are equal to the bit."""
-    rows = torch.from_numpy(np.ascontiguousarray(x))
-    gaps: np.ndarray = torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist").numpy()
-    return gaps * gaps
+    """|x_i - x_j|^2, [N, N]: sums of squared differences in one order, so that equal ones are equal to the bit."""
+    n = len(x)
+    rows, out = torch.from_numpy(np.ascontiguousarray(x)), torch.zeros(n, n, dtype=torch.float64)
+    if torch.cuda.is_available() and n > 1024:
+        rows = rows.cuda()
+    for a in range(0, n, 256):  # half of the matrix, and its mirror image
+        part = torch.cdist(rows[a : a + 256], rows[a:], compute_mode="donot_use_mm_for_euclid_dist").square().cpu()
+        out[a : a + 256, a:], out[a:, a : a + 256] = part, part.T
+    return out.numpy()
 
 
 class Sample:
