@@ -11,14 +11,14 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 BUILD_TOOLS := "setuptools>=77" "cmake>=3.24" ninja pybind11
 NATIVE := CMakeLists.txt setup.py $(shell find csrc -name '*.cpp' -o -name '*.h')
 
-.PHONY: demo test test-transformers-4 test-transformers-own test-eval test-vllm lint format gpu-report aot features quality readme wheel build clean
-.PHONY: bench targets scale prefill compare evidence fuzz fuzz-slice fuzz-boundary sanitize mutants
+.PHONY: demo test test-transformers-4 test-transformers-own test-eval test-vllm lint format build wheel clean
+.PHONY: bench host prefill compare gpu-report aot aot-check nightly fuzz sanitize studies quality
 
 demo: build
 	$(BIN)/vitcop run --out out/demo
 
 test: build
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --ignore verification/tests/test_aot.py
 
 # The adapter suite once more, with the oldest transformers we support.
 test-transformers-4: $(VENV)-4/.installed
@@ -47,22 +47,14 @@ format: build
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(filter csrc/%,$(NATIVE))
 
-# Every table and figure of docs/quality.md, from committed answers.
-quality: build
-	$(BIN)/python -m benchmarks.quality report
+# Every op beside PyTorch, its peers and the roofline, the claimed ratios and peak memory: a quarter of an hour on two cores.
+# Options of pytest-benchmark: make bench BENCH="-k vic_cluster --benchmark-save mine"
+bench: build
+	$(BIN)/python -m pytest benchmarks --benchmark-only $(BENCH)
 
-# About ten minutes on two cores: the targets, every op beside its peers and its floor, and where pruning pays.
-bench: targets
-	$(BIN)/python -m benchmarks.evidence.speed
-	$(BIN)/python -m benchmarks.evidence.crossover
-
-# The speed and memory targets as ratios: reported, misses marked, no failure.
-targets: build
-	$(BIN)/python -m benchmarks.ratios
-
-# Time and memory up to 16384 tokens, with fitted slopes.
-scale: build
-	$(BIN)/python -m benchmarks.evidence.scale
+# Host time of a prefill and of a decoding step under pruning, on a model whose arithmetic is nothing.
+host: build
+	$(BIN)/python -m benchmarks.host
 
 # What choosing costs in a prefill of LLaVA-1.5-7B's true shape.
 prefill: build
@@ -74,44 +66,38 @@ compare: build
 
 # Checks, then measures, on one GPU in less than 8 minutes, with the torch that PYTHON has: no .venv, nothing installed.
 gpu-report:
-	PYTHONPATH=.:python $(PYTHON) -m benchmarks.gpu $(GPU_REPORT)
+	PYTHONPATH=.:python $(PYTHON) -m verification.gpu $(GPU_CHECKS); checked=$$?; \
+		PYTHONPATH=.:python $(PYTHON) -m benchmarks.gpu $(GPU_REPORT) && exit $$checked
 
 # Compile every configuration of every kernel for every GPU named in docs/aot.md; only what has changed.
 aot: build
-	$(BIN)/python -m benchmarks.aot
+	$(BIN)/python -m verification.aot
+	$(BIN)/python -m pytest verification/tests/test_aot.py
+
+# Whether the committed results are those of today's kernels: compiles nothing.
+aot-check: build
+	$(BIN)/python -m verification.aot --check
+
+# The long form of `make test`, before a release: about three hours on two cores. sanitize needs clang.
+nightly: test studies aot fuzz sanitize test-transformers-4
 
 # 100,000 cases of every op against a float64 truth, and 10,000 repeats of each: an hour on one core.
 fuzz: build
-	$(BIN)/python -m benchmarks.evidence.fuzz
-	$(BIN)/python -m benchmarks.evidence.determinism
+	$(BIN)/python -m verification.fuzz
+	$(BIN)/python -m verification.determinism
 
-# The minute of it that is part of the tests.
-fuzz-slice: build
-	$(BIN)/python -m pytest tests/fuzz
-
-# Collect the marks on the tests into docs/features.json.
-features: build
-	$(BIN)/python -m benchmarks.features
-
-# Record the demo and rewrite the README's generated blocks from committed results.
-readme: build
-	COLUMNS=100 $(BIN)/vitcop run --out out/demo > docs/demo.txt
-	$(BIN)/python -m benchmarks.readme
-
-# The C++ kernels under AddressSanitizer, UBSan and ThreadSanitizer; libFuzzer on the op boundary. Both need clang.
+# The C++ kernels under AddressSanitizer, UBSan and ThreadSanitizer, and libFuzzer on the op boundary.
 sanitize: build
-	$(BIN)/python -m benchmarks.evidence.sanitizers
+	$(BIN)/python -m verification.sanitizers
+	$(BIN)/python -m verification.boundary
 
-fuzz-boundary: build
-	$(BIN)/python -m benchmarks.evidence.boundary
+# The tests of the training, the quality study and real features: ten minutes.
+studies: build
+	$(BIN)/python -m pytest studies
 
-# docs/evidence.md from the results of all of these.
-evidence: build
-	$(BIN)/python -m benchmarks.evidence
-
-# Bugs planted in every op, which the op's tests must notice.
-mutants: build
-	$(BIN)/python -m benchmarks.evidence.mutants
+# Every table and figure of docs/quality.md, from committed answers.
+quality: build
+	$(BIN)/python -m studies.quality report
 
 wheel: build
 	$(PIP) wheel . --no-deps --no-build-isolation --wheel-dir dist

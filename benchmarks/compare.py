@@ -25,24 +25,16 @@ from typing import Any
 import torch
 
 from benchmarks.harness import commit, machine
-from vitcop_kernels.bench import cases
 from vitcop_kernels.bench.statistics import grouped_summary
-from vitcop_kernels.bench.truth import verify
+from vitcop_kernels.testing import table
+from vitcop_kernels.testing.judge import verify
+from vitcop_kernels.testing.op import Case
 
 ROOT = Path(__file__).parent.parent
 WORKER = Path(__file__).parent / "compare_worker.py"
 NATIVE = ("csrc", "CMakeLists.txt", "setup.py")
 LIMIT, SHORTEST = 1.03, 0.004
 BASE, HEAD = "base", "head"
-# The ops at their default shapes, and clustering at more of them.
-MORE = [
-    ("vic_cluster", {"tokens": 576}, "float32"),
-    ("vic_cluster", {"tokens": 864}, "float32"),
-    ("vic_cluster", {"tokens": 288, "batch": 8}, "float32"),
-    ("vic_cluster", {"tokens": 576}, "bfloat16"),
-    ("segment_mean", {}, "bfloat16"),
-    ("attention_saliency", {}, "bfloat16"),
-]
 
 
 class Failed(RuntimeError):
@@ -52,10 +44,9 @@ class Failed(RuntimeError):
 class Worker:
     def __init__(self, root: Path) -> None:
         paths = os.pathsep.join([str(root), str(root / "python")])
-        self.process = subprocess.Popen(
-            [sys.executable, str(WORKER), str(root)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            env=os.environ | {"PYTHONPATH": paths}, cwd=tempfile.gettempdir(),
-        )  # fmt: skip
+        command, env = [sys.executable, str(WORKER), str(root)], os.environ | {"PYTHONPATH": paths}
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        self.process = subprocess.Popen(command, env=env, cwd=tempfile.gettempdir(), **pipes)
         self.native_error = self.ask("hello")["native_error"]
 
     def ask(self, do: str, **more: Any) -> dict[str, Any]:
@@ -115,7 +106,7 @@ def _build(root: Path, revision: str) -> None:
 def compare(
     base: Path,
     head: Path,
-    todo: Sequence[cases.Case],
+    todo: Sequence[Case],
     *,
     limit: float = LIMIT,
     rounds: int = 11,
@@ -133,10 +124,10 @@ def compare(
 
 
 def _measure(
-    base: Path, head: Path, todo: Sequence[cases.Case], limit: float, rounds: int, processes: int, threads: int
+    base: Path, head: Path, todo: Sequence[Case], limit: float, rounds: int, processes: int, threads: int
 ) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = [
-        {"op": case.op, "shape": case.shape, "dtype": case.dtype, "seconds": {BASE: [], HEAD: []}} for case in todo
+        {"op": case.op, "shape": case.shape, "dtype": case.dtype_name, "seconds": {BASE: [], HEAD: []}} for case in todo
     ]
     if not todo:
         return rows
@@ -163,7 +154,7 @@ def _measure(
     return rows
 
 
-def _one_pair(workers: dict[str, Worker], case: cases.Case, row: dict[str, Any], rounds: int, threads: int) -> None:
+def _one_pair(workers: dict[str, Worker], case: Case, row: dict[str, Any], rounds: int, threads: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         inputs, answer = Path(folder) / "inputs.pt", Path(folder) / "answer.pt"
         torch.save({"op": case.op, "args": list(case.args), "kwargs": case.kwargs}, inputs)
@@ -198,33 +189,34 @@ def show(rows: Sequence[dict[str, Any]], names: dict[str, str]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("op", "shape", "dtype", names[BASE], names[HEAD], "ratio", "95 % CI", "")
+    shown = Table("op", "shape", "dtype", names[BASE], names[HEAD], "ratio", "95 % CI", "")
     for row in rows:
         start = (row["op"], row["shape"], row["dtype"])
         if "ratio" not in row:
-            table.add_row(*start, "", "", "", "", f"{row['verdict']}: {row['why']}")
+            shown.add_row(*start, "", "", "", "", f"{row['verdict']}: {row['why']}")
             continue
         times = (f"{1e3 * _median(row['seconds'][name]):.3f} ms" for name in (BASE, HEAD))
         ratio = row["ratio"]
         style = {"slower": "red", "faster": "green"}.get(row["verdict"])
-        table.add_row(*start, *times, f"{ratio['median']:.3f}", f"{ratio['low']:.3f}-{ratio['high']:.3f}",
-                      row["verdict"], style=style)  # fmt: skip
-    Console(width=None if sys.stdout.isatty() else 180).print(table)
+        interval = f"{ratio['low']:.3f}-{ratio['high']:.3f}"
+        shown.add_row(*start, *times, f"{ratio['median']:.3f}", interval, row["verdict"], style=style)
+    Console(width=None if sys.stdout.isatty() else 180).print(shown)
 
 
 def _median(groups: list[list[float]]) -> float:
     return grouped_summary(groups).median
 
 
-def default_cases(ops: Sequence[str] | None) -> list[cases.Case]:
-    wanted = [(op, {}, "float32") for op in cases.SPECS] + MORE
-    return [cases.build(op, dims, dtype) for op, dims, dtype in wanted if ops is None or op in ops]
+def default_cases(ops: Sequence[str] | None) -> list[Case]:
+    """The shapes of the table, but for those that take a CPU seconds."""
+    shapes = [(op, shape) for op, shape in table.real() if shape.dims.get("tokens", 0) <= 1024]
+    return [table.build(op, shape.dims, shape.dtype) for op, shape in shapes if ops is None or op in ops]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("revision")
-    parser.add_argument("--ops", nargs="+", choices=list(cases.SPECS), help="(default: all)")
+    parser.add_argument("--ops", nargs="+", choices=list(table.TABLE), help="(default: all)")
     parser.add_argument("--limit", type=float, default=LIMIT, help="largest ratio that is no regression")
     parser.add_argument("--rounds", type=int, default=11, help="of one pair of processes")
     parser.add_argument("--processes", type=int, default=3, help="pairs of processes, one after the other")
@@ -233,10 +225,8 @@ def main() -> None:
     options = parser.parse_args()
     todo = default_cases(options.ops)
     with checkout(options.revision) as base:
-        rows = compare(
-            base, ROOT, todo, limit=options.limit, rounds=options.rounds, processes=options.processes,
-            threads=options.threads,
-        )  # fmt: skip
+        given = {name: getattr(options, name) for name in ("limit", "rounds", "processes", "threads")}
+        rows = compare(base, ROOT, todo, **given)
     names = {BASE: _git("rev-parse", "--short", options.revision), HEAD: commit()}
     show(rows, names)
     if options.save is not None:

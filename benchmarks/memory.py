@@ -1,13 +1,9 @@
-"""Peak memory of one call, in a process of its own, so that nothing else is in it.
-
-python -m benchmarks.memory '{"way": "vitcop", "op": "vic_cluster", "dims": {"tokens": 2048}}'
-"""
+"""Peak memory of one call, in a process of its own, so that nothing else is in it: see `peak_mb`."""
 
 import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 CLEAR, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 
@@ -16,25 +12,12 @@ class NotMeasured(RuntimeError):
     """Why there is no figure: a system without these counters, or not enough memory."""
 
 
-def peak_mb(
-    op: str,
-    dims: dict[str, int],
-    *,
-    dtype: str = "float32",
-    threads: int = 2,
-    way: str = "vitcop",
-    seconds: float = 300,
-) -> float:
-    """MB (2^20 bytes) that one call adds at its peak to what was there before: inputs, libraries, threads.
-
-    way: "vitcop", "reference", or for vic_cluster "cdist" and "as written" of benchmarks.baselines.
-    """
-    ask = json.dumps({"way": way, "op": op, "dims": dims, "dtype": dtype, "threads": threads})
-    command = [sys.executable, "-m", "benchmarks.memory", ask]
+def peak_mb(op: str, dims: dict[str, int], *, threads: int = 2, seconds: float = 300) -> float:
+    """MB (2^20 bytes) that one call adds at its peak to what was there before: inputs, libraries, threads."""
+    ask = json.dumps({"op": op, "dims": dims, "threads": threads})
+    command, root = [sys.executable, "-m", "benchmarks.memory", ask], Path(__file__).parent.parent
     try:
-        run = subprocess.run(
-            command, capture_output=True, text=True, check=False, timeout=seconds, cwd=Path(__file__).parent.parent
-        )
+        run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=seconds, cwd=root)
     except subprocess.TimeoutExpired:
         raise NotMeasured(f"no answer in {seconds:.0f} s") from None
     if run.returncode:
@@ -43,32 +26,18 @@ def peak_mb(
     return float(run.stdout)
 
 
-def _call(ask: dict[str, Any], dims: dict[str, int]) -> Any:
-    from benchmarks import baselines
-    from vitcop_kernels.bench import cases
-
-    case = cases.build(ask["op"], dims, ask["dtype"])
-    others = {"cdist": baselines.cluster_with_cdist, "as written": baselines.cluster_as_released}
-    if ask["way"] == "vitcop":
-        return case.run
-    if ask["way"] == "reference":
-        return case.reference
-    x, *rest = case.args
-    return lambda: [others[ask["way"]](sample, *rest) for sample in x]
-
-
 def main() -> None:
     import torch
 
+    from vitcop_kernels.testing import table
+
     ask = json.loads(sys.argv[1])
     torch.set_num_threads(ask["threads"])
-    small = {name: min(size, 64) if name == "tokens" else size for name, size in ask["dims"].items()}
-    small.pop("clusters", None)
-    _call(ask, small)()  # libraries, threads
-    call = _call(ask, ask["dims"])
+    table.build(ask["op"], {"tokens": 64}).run()  # libraries, threads
+    case = table.build(ask["op"], ask["dims"])
     CLEAR.write_text("5")  # VmHWM starts again
     before = _high()
-    call()
+    case.run()
     print((_high() - before) / 1024)
 
 

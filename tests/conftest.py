@@ -31,10 +31,9 @@ def pytest_report_header() -> list[str]:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "speed: wants the machine for itself; left out unless asked for with -m speed")
     config.addinivalue_line("markers", "family(name): the model family that a test is about")
     config.addinivalue_line(
-        "markers", "feature(name, status='tested', note=''): a row of docs/features.json; see benchmarks/features.py"
+        "markers", "feature(name, status='tested', note=''): a row of the README's table of features"
     )
     torch.set_num_threads(min(2, os.cpu_count() or 1))
     if os.environ.get("VITCOP_REQUIRE_NATIVE") == "1" and set(OPS) != NATIVE_OPS:
@@ -42,13 +41,6 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(
             f"VITCOP_REQUIRE_NATIVE=1, but there is no native kernel of {missing} ({vitcop_kernels.native_error})"
         )
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if "speed" not in config.getoption("markexpr"):
-        dropped = [item for item in items if item.get_closest_marker("speed")]
-        config.hook.pytest_deselected(items=dropped)
-        items[:] = [item for item in items if item not in dropped]
 
 
 def _seed(request: pytest.FixtureRequest) -> int:

@@ -11,14 +11,33 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 # Python's ways to a value, some of which reach no dispatcher on a CPU.
 METHODS = (
-    "item", "tolist", "numpy", "cpu", "nonzero", "is_nonzero", "__bool__", "__int__", "__float__", "__complex__",
-    "__index__", "__array__",
-)  # fmt: skip
+    "item",
+    "tolist",
+    "numpy",
+    "cpu",
+    "nonzero",
+    "is_nonzero",
+    "__bool__",
+    "__int__",
+    "__float__",
+    "__complex__",
+    "__index__",
+    "__array__",
+)
 # Ops that read one inside, or whose shape depends on one.
 OPS = {
-    "_local_scalar_dense", "nonzero", "is_nonzero", "equal", "allclose", "masked_select", "_unique", "_unique2",
-    "unique_dim", "unique_consecutive", "bincount",
-}  # fmt: skip
+    "_local_scalar_dense",
+    "nonzero",
+    "is_nonzero",
+    "equal",
+    "allclose",
+    "masked_select",
+    "_unique",
+    "_unique2",
+    "unique_dim",
+    "unique_consecutive",
+    "bincount",
+}
 
 
 class HostRead(RuntimeError):

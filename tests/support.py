@@ -9,6 +9,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 import vitcop_kernels
+from vitcop_kernels.testing.judge import verify
+from vitcop_kernels.testing.table import TABLE
 
 REGISTERED = torch._C._dispatch_get_all_op_names()
 OPS = tuple(sorted(name.removeprefix("vitcop::") for name in REGISTERED if name.startswith("vitcop::")))
@@ -91,6 +93,19 @@ def assert_exact(op: str, *args: Any, **kwargs: Any) -> Any:
     for k, (a, b) in enumerate(zip(tensors(got), tensors(want), strict=True)):
         assert torch.equal(a, b), f"{op} output {k}: {a.tolist()} instead of {b.tolist()}"
     return got
+
+
+def assert_right(op: str, *args: Any, **kwargs: Any) -> Any:
+    """The reference's answer and the kernel's, each judged by the truth of the table of ops; the kernel's."""
+    got = call(op, *args, **kwargs)
+    verify(op, args, kwargs, reference(op, *args, **kwargs), "reference")
+    verify(op, args, kwargs, got)
+    return got
+
+
+def samples(op: str, dtype: torch.dtype = torch.float32) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
+    """Good calls, small ones, for tests that hold for all ops alike."""
+    return TABLE[op].samples(dtype)
 
 
 def layouts(x: Tensor) -> Iterator[tuple[str, Tensor]]:

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 import torch
 from host_reads import METHODS, HostRead, NoHostReads
-from samples import samples
-from support import OPS, same_bits, tensors
+from support import OPS, same_bits, samples, tensors
 from torch.utils._pytree import tree_map_only
 
 triton_installed = importlib.util.find_spec("triton") is not None

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = ("python", "vitcop_kernels", "benchmarks", "training", "examples")
-SOURCES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
+FOLDERS = ("python", "vitcop_kernels", "benchmarks", "studies", "verification", "examples")
+SOURCES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py") if path.parent.name != "tests")
 PICTURES = "python/vitcop/images.py"
 PICKLES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 READS_WEIGHTS = ("ForConditionalGeneration", "Model", "AutoModelForImageTextToText", "ForCausalLM")

@@ -50,9 +50,14 @@ def same_device(op: str, argument: str, t: Tensor, other: str, device: torch.dev
 
 
 def anchors_for(
-    op: str, merge: str, anchors: Tensor | None, merged: Tensor | None, shape: tuple[int | torch.SymInt, ...],
-    other: str, device: torch.device,
-) -> None:  # fmt: skip
+    op: str,
+    merge: str,
+    anchors: Tensor | None,
+    merged: Tensor | None,
+    shape: tuple[int | torch.SymInt, ...],
+    other: str,
+    device: torch.device,
+) -> None:
     """`merge`, and the anchors and merged flags `[.., S]` that "anchor_plus_mean" needs."""
     one_of(op, "merge", merge, "mean", "anchor_plus_mean")
     for name, t, dtype in (("anchors", anchors, torch.int64), ("merged", merged, torch.bool)):

@@ -72,6 +72,15 @@ def plain_options(num_warps: int = 4) -> dict[str, Any]:
 
 
 __all__ = [
-    "NAMES", "UPCAST", "cdiv", "is_hip", "launch", "multiprocessors", "narrow",
-    "next_power_of_2", "plain_options", "triton", "widen",
-]  # fmt: skip
+    "NAMES",
+    "UPCAST",
+    "cdiv",
+    "is_hip",
+    "launch",
+    "multiprocessors",
+    "narrow",
+    "next_power_of_2",
+    "plain_options",
+    "triton",
+    "widen",
+]

@@ -1,8 +1,8 @@
-"""`make gpu-report`: check every op on a GPU, then measure the ops and whole models, in less than 8 minutes.
+"""The speed half of `make gpu-report`: the ops, stages and whole models on one GPU, in less than 5 minutes.
 
 python -m benchmarks.gpu [--dry-run] [--quick] [--only PART] [--out DIR]
 
-One GPU, whatever torch, Triton and transformers it has, no network, no installation: PYTHONPATH=.:python is enough.
-Nothing is timed that did not come out right. Without a GPU, `--dry-run` walks every path at tiny sizes on a CPU; what
-it writes says so and is never taken for a measurement.
+Whatever torch, Triton and transformers the GPU has, no network, no installation: PYTHONPATH=.:python is enough.
+Every answer is held to the float64 truth before it is timed (`python -m verification.gpu` checks more, before).
+Without a GPU, `--dry-run` walks every path at tiny sizes on a CPU; what it writes says so.
 """

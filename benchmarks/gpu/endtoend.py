@@ -12,16 +12,15 @@ from unittest import mock
 import torch
 from torch import Tensor
 
+from vitcop_kernels.bench.device import Device
+
 from .budget import Budget
-from .device import Device
 from .models import TEXT, Spec, available, build_model, methods, prompt
 from .timing import quantiles
 
 Record = dict[str, Any]
-USED = {
-    "attention_saliency", "select_tokens", "vic_cluster", "vic_cluster_varlen", "key_proj_norms", "plan_tokens",
-    "segment_mean", "expand_plan", "compact_sequence",
-}  # fmt: skip
+USED = ("attention_saliency", "select_tokens", "vic_cluster", "vic_cluster_varlen", "key_proj_norms", "plan_tokens")
+USED += ("segment_mean", "expand_plan", "compact_sequence")
 
 
 def measure_models(
@@ -35,9 +34,9 @@ def measure_models(
 ) -> None:
     """Adds a record a model: its runs, or why there are none."""
     for spec in specs:
-        record: Record = {"model": spec.name, "visual_tokens": spec.visual, "text_tokens": TEXT, "layers": spec.layers,
-                          "weights": "random", "dtype": "bfloat16", "runs": [],
-                          "status": "not measured", "why": "stopped before it was built"}  # fmt: skip
+        record: Record = {"model": spec.name, "visual_tokens": spec.visual, "text_tokens": TEXT, "layers": spec.layers}
+        record |= {"weights": "random", "dtype": "bfloat16", "runs": []}
+        record |= {"status": "not measured", "why": "stopped before it was built"}
         records.append(record)
         try:
             why = available(spec)
@@ -69,9 +68,17 @@ class Bench:
     """One model at one batch."""
 
     def __init__(
-        self, device: Device, spec: Spec, model: Any, batch: int, wrong: dict[str, str], budget: Budget, rounds: int,
-        steps: int, runs: list[Record],
-    ) -> None:  # fmt: skip
+        self,
+        device: Device,
+        spec: Spec,
+        model: Any,
+        batch: int,
+        wrong: dict[str, str],
+        budget: Budget,
+        rounds: int,
+        steps: int,
+        runs: list[Record],
+    ) -> None:
         self.device, self.spec, self.model, self.batch = device, spec, model, batch
         self.wrong, self.budget, self.rounds, self.steps, self.runs = wrong, budget, rounds, steps, runs
         self.marks: list[Any] = []
@@ -97,7 +104,7 @@ class Bench:
             self._piece("unpruned, graph", None, lambda: self._unpruned_graph())
         # The smallest first: it is the one with targets.
         for retention in sorted(retentions):
-            bad = sorted(USED & set(self.wrong))
+            bad = sorted(set(USED) & set(self.wrong))
             if bad:
                 refused = {"status": "refused", "why": "wrong: " + ", ".join(bad)}
                 self._record("vitcop", retention, refused)
@@ -198,14 +205,14 @@ class Bench:
         def ratio(a: str, b: str, what: str) -> float:
             return statistics.median(x[what] / y[what] for x, y in zip(samples[a], samples[b], strict=True))
 
-        return {
-            **_summary(samples["vitcop"]), **more, **_counts(report),
-            "selection_us": selection, "selection": quantiles(selection),
-            "free": _summary(samples["free"]), "unpruned": _summary(samples["unpruned"]),
+        ratios = {
             "over_free": ratio("vitcop", "free", "total"),
             "over_unpruned": ratio("vitcop", "unpruned", "total"),
             "decoder_over_unpruned": ratio("vitcop", "unpruned", "decoder"),
-        }  # fmt: skip
+        }
+        sides = {name: _summary(samples[name]) for name in ("free", "unpruned")}
+        chosen_in = {"selection_us": selection, "selection": quantiles(selection)}
+        return {**_summary(samples["vitcop"]), **more, **_counts(report), **chosen_in, **sides, **ratios}
 
     def _graph(self, retention: float) -> Record:
         import vitcop

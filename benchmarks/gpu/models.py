@@ -78,13 +78,22 @@ def build_model(spec: Spec, device: torch.device) -> nn.Module:
 
     heads = max(1, spec.vision_width // 64)
     vision = t.CLIPVisionConfig(
-        hidden_size=spec.vision_width, intermediate_size=4 * spec.vision_width, num_hidden_layers=spec.vision_layers,
-        num_attention_heads=heads, image_size=spec.image, patch_size=spec.patch,
-    )  # fmt: skip
+        hidden_size=spec.vision_width,
+        intermediate_size=4 * spec.vision_width,
+        num_hidden_layers=spec.vision_layers,
+        num_attention_heads=heads,
+        image_size=spec.image,
+        patch_size=spec.patch,
+    )
     text = t.LlamaConfig(
-        hidden_size=spec.width, intermediate_size=spec.inner, num_hidden_layers=spec.layers,
-        num_attention_heads=spec.heads, num_key_value_heads=spec.heads, vocab_size=VOCAB, max_position_embeddings=8192,
-    )  # fmt: skip
+        hidden_size=spec.width,
+        intermediate_size=spec.inner,
+        num_hidden_layers=spec.layers,
+        num_attention_heads=spec.heads,
+        num_key_value_heads=spec.heads,
+        vocab_size=VOCAB,
+        max_position_embeddings=8192,
+    )
     kinds = {"llava": "Llava", "llava_next": "LlavaNext", "llava_next_video": "LlavaNextVideo"}
     module = importlib.import_module("transformers")
     kind = kinds[spec.family]

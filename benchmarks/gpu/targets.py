@@ -3,20 +3,17 @@
 from collections.abc import Iterator
 from typing import Any
 
-from benchmarks.cost.gpus import gpu_named
-
 Row = dict[str, Any]
-DEVICE = "H200"  # what the targets are for
+DEVICE = "NVIDIA H200"  # what the targets are for
 GRAPH, EAGER = "graph warm", "eager warm"
 
 
 def rows(result: dict[str, Any]) -> list[Row]:
     """One row a target. `measured` is None where there is no number, and `note` says why."""
     found = [*_ops(result), *_ratios(result), *_models(result)]
-    gpu = gpu_named(result["device"]["name"])
     if result["dry_run"]:
         found = [row | {"met": None, "note": "dry run: means nothing"} for row in found]
-    elif gpu is None or gpu.name != DEVICE:
+    elif result["device"]["name"] != DEVICE:
         why = f"target is for {DEVICE}"
         found = [row | {"met": None, "note": f"{why}; {row['note']}" if row["note"] else why} for row in found]
     return found
@@ -26,15 +23,7 @@ def _row(
     name: str, target: float, unit: str, measured: float | None, eager: float | None = None, note: str = ""
 ) -> Row:
     met = None if measured is None else measured <= target
-    return {
-        "name": name,
-        "target": target,
-        "unit": unit,
-        "measured": measured,
-        "eager": eager,
-        "met": met,
-        "note": note,
-    }
+    return dict(name=name, target=target, unit=unit, measured=measured, eager=eager, met=met, note=note)
 
 
 def _median(record: dict[str, Any], way: str, mode: str) -> float | None:
@@ -48,10 +37,9 @@ def _why(record: dict[str, Any]) -> str:
 def _ops(result: dict[str, Any]) -> Iterator[Row]:
     for record in result["ops"]:
         if record["target_us"] is not None:
-            yield _row(
-                f"{record['op']} {record['shape']}", record["target_us"], "us", _median(record, "vitcop", GRAPH),
-                _median(record, "vitcop", EAGER), _why(record),
-            )  # fmt: skip
+            measured, eager = (_median(record, "vitcop", mode) for mode in (GRAPH, EAGER))
+            name = f"{record['op']} {record['shape']}"
+            yield _row(name, record["target_us"], "us", measured, eager, _why(record))
 
 
 def _ratios(result: dict[str, Any]) -> Iterator[Row]:
@@ -80,7 +68,9 @@ def _models(result: dict[str, Any]) -> Iterator[Row]:
         yield _row(name, 1.01, "ratio", None, max(over, default=None), why)
         case = {"LLaVA-1.5-7B": 576, "LLaVA-NeXT-7B": 2880}.get(model["model"])
         if case is not None:
-            record = next((r for r in result["ops"] if r["op"] == "selection" and f"M={case} " in r["shape"]), None)
+            record = next(
+                (r for r in result["ops"] if r["op"] == "selection" and r["shape"].startswith(f"tokens={case} ")), None
+            )
             shares = []
             for mode, way in ((GRAPH, "vitcop, graph"), (EAGER, "vitcop")):
                 us = None if record is None else _median(record, "vitcop", mode)

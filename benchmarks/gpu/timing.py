@@ -7,9 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vitcop_kernels.bench.device import Device
 from vitcop_kernels.bench.statistics import quantiles
-
-from .device import Device
 
 METHOD = {
     "eager warm": "events around blocks of calls back to back, same inputs; includes the gaps between launches",

@@ -12,24 +12,26 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from vitcop_kernels.bench import cases, record
+from vitcop_kernels.bench import record
 from vitcop_kernels.bench.floor import measure_rates
 from vitcop_kernels.bench.measure import OURS, Row, add_floor, measure
+from vitcop_kernels.testing import table as ops
+from vitcop_kernels.testing.op import Case
 
 from .compare import UserError
 
 SCHEMA = 1
 
 
-def cases_for(op: str | None, dims: Mapping[str, int], dtype: str, device: torch.device) -> list[cases.Case]:
+def cases_for(op: str | None, dims: Mapping[str, int], dtype: str, device: torch.device) -> list[Case]:
     """The op at the dimensions given, or every op at its default ones."""
     if op is None and dims:
         given = ", ".join(f"--{name.replace('_', '-')}" for name in dims)
         raise UserError(f"{given}: expected with the name of an op, got it without one")
-    if op is not None and op not in cases.SPECS:
-        raise UserError(f"op: expected one of {', '.join(cases.SPECS)}, got {op!r}")
+    if op is not None and op not in ops.TABLE:
+        raise UserError(f"op: expected one of {', '.join(ops.TABLE)}, got {op!r}")
     try:
-        return [cases.build(name, dims, dtype, device) for name in ([op] if op else cases.SPECS)]
+        return [ops.build(name, dims, dtype, device) for name in ([op] if op else ops.TABLE)]
     except ValueError as error:
         name, _, rest = str(error).partition(":")
         raise UserError(f"--{name.replace('_', '-')}:{rest}") from None
@@ -38,7 +40,7 @@ def cases_for(op: str | None, dims: Mapping[str, int], dtype: str, device: torch
 
 
 def bench(
-    todo: Sequence[cases.Case],
+    todo: Sequence[Case],
     *,
     compiled: bool = True,
     rounds: int = 31,
@@ -49,7 +51,7 @@ def bench(
 
     `seconds`: about how long the rounds of one may take, without ways that are slow.
     """
-    device, dtypes = todo[0].device, tuple({case.dtype for case in todo})
+    device, dtypes = todo[0].device, tuple({case.dtype_name for case in todo})
     tell("what this machine can do")
     rates = measure_rates(device, dtypes)
     rows = []

@@ -69,9 +69,7 @@ class Family:
 def anyres(name: str, kind: tiny_anyres.AnyRes) -> Family:
     tokens = kind.prompt(1)[0].count(tiny_llava.IMAGE)
     video_id = tiny_anyres.VIDEO if kind.video_tokens else None
-    return Family(
-        name, kind.build, kind.prompt, kind.batch, slow_llava.logits, tiny_llava.IMAGE, tokens, video_id
-    )  # fmt: skip
+    return Family(name, kind.build, kind.prompt, kind.batch, slow_llava.logits, tiny_llava.IMAGE, tokens, video_id)
 
 
 def qwen(name: str, kind: str) -> Family:
@@ -82,15 +80,28 @@ def qwen(name: str, kind: str) -> Family:
 
     prompt = functools.partial(tiny_qwen.pictures, name)
     return Family(
-        name, functools.partial(tiny_qwen.tiny_qwen, name), prompt, batch, slow_llava.logits, tiny_qwen.IMAGE,
-        prompt(1)[0].count(tiny_qwen.IMAGE), tiny_qwen.VIDEO, tower="visual", counts_tokens=False,
-    )  # fmt: skip
+        name,
+        functools.partial(tiny_qwen.tiny_qwen, name),
+        prompt,
+        batch,
+        slow_llava.logits,
+        tiny_qwen.IMAGE,
+        prompt(1)[0].count(tiny_qwen.IMAGE),
+        tiny_qwen.VIDEO,
+        tower="visual",
+        counts_tokens=False,
+    )
 
 
 FAMILIES = {
     "llava": Family(
-        "llava", tiny_llava.tiny_llava, tiny_llava.prompt, tiny_llava.batch, slow_llava.logits,
-        tiny_llava.IMAGE, tiny_llava.PATCHES,
+        "llava",
+        tiny_llava.tiny_llava,
+        tiny_llava.prompt,
+        tiny_llava.batch,
+        slow_llava.logits,
+        tiny_llava.IMAGE,
+        tiny_llava.PATCHES,
     ),
     "llava_next": anyres("llava_next", tiny_anyres.NEXT),
     "llava_next_video": anyres("llava_next_video", tiny_anyres.NEXT_VIDEO),
@@ -98,10 +109,15 @@ FAMILIES = {
     "qwen2_5_vl": qwen("qwen2_5_vl", "Qwen2_5_VL"),
     "qwen3_vl": qwen("qwen3_vl", "Qwen3VL"),
     "internvl": Family(
-        "internvl", tiny_internvl.tiny_internvl, tiny_internvl.prompt, tiny_llava.batch, slow_llava.logits,
-        tiny_llava.IMAGE, tiny_internvl.GRID**2,
+        "internvl",
+        tiny_internvl.tiny_internvl,
+        tiny_internvl.prompt,
+        tiny_llava.batch,
+        slow_llava.logits,
+        tiny_llava.IMAGE,
+        tiny_internvl.GRID**2,
     ),
-}  # fmt: skip
+}
 """Each model family once."""
 
 VARIANTS = {

@@ -31,9 +31,14 @@ class Token:
 
 
 def logits(
-    model: Any, method: Any, turns: list[Sample], answer: list[int], kept: Any = None,
-    states: list[dict[int, Tensor]] | None = None, per_image: bool = False,
-) -> Tensor:  # fmt: skip
+    model: Any,
+    method: Any,
+    turns: list[Sample],
+    answer: list[int],
+    kept: Any = None,
+    states: list[dict[int, Tensor]] | None = None,
+    per_image: bool = False,
+) -> Tensor:
     """[columns, vocabulary] logits of the whole conversation followed by `answer`; NaN where a token was pruned.
 
     The other arguments are those of `slow_llava.logits`.
@@ -303,9 +308,15 @@ def score(
 
 
 def merge(
-    method: Any, num_layers: int, total: int, budget: int, tokens: list[Token], visual: list[Token],
-    scores: list[float], index: int,
-) -> list[Token]:  # fmt: skip
+    method: Any,
+    num_layers: int,
+    total: int,
+    budget: int,
+    tokens: list[Token],
+    visual: list[Token],
+    scores: list[float],
+    index: int,
+) -> list[Token]:
     """Stage II: each frame clustered on its own, then one plan for the sample."""
     alpha = method.center_ratio
     if method.merged_share is not None:

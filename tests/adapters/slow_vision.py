@@ -202,8 +202,11 @@ def video(model: Any, frames: Tensor) -> list[Seen]:
             for r in range(0, side - 1, 2):
                 for c in range(0, side - 1, 2):
                     four = [(r, c), (r, c + 1), (r + 1, c), (r + 1, c + 1)]
-                    raw = [Seen(p.state, p.feature, p.saliency, (y / side, x / side), 0, p.state)
-                           for (y, x) in four for p in [patches[y * side + x]]]  # fmt: skip
+                    raw = [
+                        Seen(p.state, p.feature, p.saliency, (y / side, x / side), 0, p.state)
+                        for (y, x) in four
+                        for p in [patches[y * side + x]]
+                    ]
                     token = blend(raw, [0.25] * 4)
                     token.hidden = project(model, token.hidden)
                     pooled.append(token)

@@ -176,15 +176,31 @@ def models(family: Family, how: str = "sdpa") -> tuple[Any, Any]:
 
 
 KINDS: list[Callable[[Caller], list[Tensor]]] = [
-    greedy, sampling, prompt_lookup, assisted, embeddings, right_padding, turns, loss, hidden_states, last_logits,
-]  # fmt: skip
+    greedy,
+    sampling,
+    prompt_lookup,
+    assisted,
+    embeddings,
+    right_padding,
+    turns,
+    loss,
+    hidden_states,
+    last_logits,
+]
 COUNTED = (embeddings, turns)  # whose position ids are those of text
 CASES = [
-    *(pytest.param(*p.values, call, "sdpa", id=f"{p.id}-{call.__name__}", marks=p.marks)
-      for p in parameters() for call in KINDS if p.values[0].counts_tokens or call not in COUNTED),
-    *(pytest.param(*p.values, greedy, how, id=f"{p.id}-{how}", marks=p.marks)
-      for p in parameters() for how in ("eager", "flash", "LoRA", "int8")),
-]  # fmt: skip
+    *(
+        pytest.param(*p.values, call, "sdpa", id=f"{p.id}-{call.__name__}", marks=p.marks)
+        for p in parameters()
+        for call in KINDS
+        if p.values[0].counts_tokens or call not in COUNTED
+    ),
+    *(
+        pytest.param(*p.values, greedy, how, id=f"{p.id}-{how}", marks=p.marks)
+        for p in parameters()
+        for how in ("eager", "flash", "LoRA", "int8")
+    ),
+]
 
 
 @pytest.mark.feature("bfloat16")

@@ -58,14 +58,18 @@ VARIANTS: dict[str, tuple[dict[str, Any], list[tuple[int, ...]], str]] = {
     "merges of the release": (dict(retention=0.3, semantics="released", positions="original"), [(4, 5)], "sdpa"),
     "attention": (dict(retention=0.3, saliency="attention"), [(4, 5)], "sdpa"),
     "attention of the layer before": (
-        dict(retention=0.3, saliency="attention", key_source="previous"), [(4, 4)], "eager"
+        dict(retention=0.3, saliency="attention", key_source="previous"),
+        [(4, 4)],
+        "eager",
     ),
     "merge at layer 1, prune at 2": (
-        dict(stage1_ratio=0.6, stage2_ratio=0.4, shallow_layer=1, deep_layer=2, features="hidden"), [(4, 5)], "sdpa"
+        dict(stage1_ratio=0.6, stage2_ratio=0.4, shallow_layer=1, deep_layer=2, features="hidden"),
+        [(4, 5)],
+        "sdpa",
     ),
     "without Stage I": (dict(retention=0.5, stage1_ratio=1), [(4, 4)], "sdpa"),
     "shares of the budget": (dict(retention=0.3, stage1_power=0.7, merged_share=0.6), [(2, 3, 4)], "sdpa"),
-}  # fmt: skip
+}
 
 
 ONCE = {
@@ -106,9 +110,11 @@ def test_turns_with_images_reuse_one_cache(family: str) -> None:
     """Each turn prunes its own images alone and sees the earlier ones as they were left; ids go on in three axes."""
     model = qwen(family)
     turns = [
-        prompt((3, 4), family=family), Sample([11, 12], []), prompt((4, 3), (2, 2, 3), family=family, seed=4),
+        prompt((3, 4), family=family),
+        Sample([11, 12], []),
+        prompt((4, 3), (2, 2, 3), family=family, seed=4),
         Sample([13], []),
-    ]  # fmt: skip
+    ]
     got, cache = [], None
     with vitcop.prune(model, METHOD) as report, torch.no_grad():
         for turn, ids in zip(turns, position_ids(model, turns), strict=True):

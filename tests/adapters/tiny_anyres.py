@@ -30,19 +30,35 @@ class AnyRes:
     onevision: bool = False  # only the image of a prompt with one alone comes in tiles
 
     def build(
-        self, *, layers: int = 6, key_heads: int = 4, attention: str = "sdpa", dtype: torch.dtype = torch.float32,
+        self,
+        *,
+        layers: int = 6,
+        key_heads: int = 4,
+        attention: str = "sdpa",
+        dtype: torch.dtype = torch.float32,
         seed: int = 0,
-    ) -> Any:  # fmt: skip
+    ) -> Any:
         torch.manual_seed(seed)
         vision: dict[str, Any] = dict(
-            hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
-            image_size=4 * self.side, patch_size=4,
-        )  # fmt: skip
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            image_size=4 * self.side,
+            patch_size=4,
+        )
         text: dict[str, Any] = dict(
-            vocab_size=VOCABULARY, hidden_size=48, intermediate_size=64, num_hidden_layers=layers,
-            num_attention_heads=4, num_key_value_heads=key_heads, max_position_embeddings=512, pad_token_id=PAD,
-            bos_token_id=1, eos_token_id=None,
-        )  # fmt: skip
+            vocab_size=VOCABULARY,
+            hidden_size=48,
+            intermediate_size=64,
+            num_hidden_layers=layers,
+            num_attention_heads=4,
+            num_key_value_heads=key_heads,
+            max_position_embeddings=512,
+            pad_token_id=PAD,
+            bos_token_id=1,
+            eos_token_id=None,
+        )
         if self.decoder == "Mistral":
             text["sliding_window"] = None
         if self.siglip:
@@ -53,11 +69,15 @@ class AnyRes:
         if self.video_tokens:
             options["video_token_index"] = VIDEO
         config = getattr(transformers, f"{self.family}Config")(
-            vision_config=vision_config, text_config=getattr(transformers, f"{self.decoder}Config")(**text),
-            image_token_index=IMAGE, vision_feature_layer=-1 if self.siglip else -2, pad_token_id=PAD,
+            vision_config=vision_config,
+            text_config=getattr(transformers, f"{self.decoder}Config")(**text),
+            image_token_index=IMAGE,
+            vision_feature_layer=-1 if self.siglip else -2,
+            pad_token_id=PAD,
             image_grid_pinpoints=[[4 * self.side * r, 4 * self.side * c] for _, _, r, c in SHAPES],
-            tie_word_embeddings=False, **options,
-        )  # fmt: skip
+            tie_word_embeddings=False,
+            **options,
+        )
         kind = getattr(transformers, f"{self.family}ForConditionalGeneration")
         model = kind._from_config(config, attn_implementation=attention)
         spread(model)
@@ -130,6 +150,10 @@ NEXT = AnyRes("LlavaNext")
 NEXT_MISTRAL = AnyRes("LlavaNext", decoder="Mistral")
 NEXT_VIDEO = AnyRes("LlavaNextVideo", side=4, video_tokens=4 * FRAMES, config=(("spatial_pool_stride", 2),))
 ONEVISION = AnyRes(
-    "LlavaOnevision", decoder="Qwen2", siglip=True, onevision=True, video_tokens=4 * FRAMES + 1,
+    "LlavaOnevision",
+    decoder="Qwen2",
+    siglip=True,
+    onevision=True,
+    video_tokens=4 * FRAMES + 1,
     config=(("vision_aspect_ratio", "anyres_max_2"),),  # images of four tiles are shrunk
-)  # fmt: skip
+)

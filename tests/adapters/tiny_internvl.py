@@ -14,25 +14,48 @@ GRID = 4  # tokens of a tile's side, of two patches each
 
 
 def tiny_internvl(
-    *, qk_norm: bool = False, attention: str = "sdpa", dtype: torch.dtype = torch.float32, feature_layer: int = -1,
-    layers: int = 8, key_heads: int = 2, seed: int = 0,
-) -> Any:  # fmt: skip
+    *,
+    qk_norm: bool = False,
+    attention: str = "sdpa",
+    dtype: torch.dtype = torch.float32,
+    feature_layer: int = -1,
+    layers: int = 8,
+    key_heads: int = 2,
+    seed: int = 0,
+) -> Any:
     """Weights are larger than usual, so that attention and the choice of tokens are far from uniform."""
     torch.manual_seed(seed)
     config = InternVLConfig(
         vision_config=InternVLVisionConfig(
-            hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, image_size=[32, 32],
-            patch_size=[4, 4], use_qk_norm=qk_norm, attention_bias=True, layer_scale_init_value=0.7,
-            norm_type="rms_norm" if qk_norm else "layer_norm", use_mean_pooling=not qk_norm,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            image_size=[32, 32],
+            patch_size=[4, 4],
+            use_qk_norm=qk_norm,
+            attention_bias=True,
+            layer_scale_init_value=0.7,
+            norm_type="rms_norm" if qk_norm else "layer_norm",
+            use_mean_pooling=not qk_norm,
         ),
         text_config=Qwen2Config(
-            vocab_size=VOCABULARY, hidden_size=64, intermediate_size=96, num_hidden_layers=layers,
-            num_attention_heads=4, num_key_value_heads=key_heads, max_position_embeddings=512, pad_token_id=PAD,
-            bos_token_id=1, eos_token_id=None,
+            vocab_size=VOCABULARY,
+            hidden_size=64,
+            intermediate_size=96,
+            num_hidden_layers=layers,
+            num_attention_heads=4,
+            num_key_value_heads=key_heads,
+            max_position_embeddings=512,
+            pad_token_id=PAD,
+            bos_token_id=1,
+            eos_token_id=None,
         ),
-        image_token_id=IMAGE, image_seq_length=GRID * GRID, tie_word_embeddings=False,
+        image_token_id=IMAGE,
+        image_seq_length=GRID * GRID,
+        tie_word_embeddings=False,
         vision_feature_layer=feature_layer,
-    )  # fmt: skip
+    )
     model = InternVLForConditionalGeneration._from_config(config, attn_implementation=attention)
     with torch.no_grad():
         for name, weight in model.named_parameters():

@@ -19,16 +19,30 @@ def tiny_llava(
     torch.manual_seed(seed)
     config = LlavaConfig(
         vision_config=CLIPVisionConfig(
-            hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=4, image_size=4 * GRID,
-            patch_size=4, projection_dim=16,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            image_size=4 * GRID,
+            patch_size=4,
+            projection_dim=16,
         ),
         text_config=LlamaConfig(
-            vocab_size=VOCABULARY, hidden_size=64, intermediate_size=96, num_hidden_layers=layers,
-            num_attention_heads=4, num_key_value_heads=key_heads, max_position_embeddings=512, pad_token_id=PAD,
-            bos_token_id=1, eos_token_id=None,
+            vocab_size=VOCABULARY,
+            hidden_size=64,
+            intermediate_size=96,
+            num_hidden_layers=layers,
+            num_attention_heads=4,
+            num_key_value_heads=key_heads,
+            max_position_embeddings=512,
+            pad_token_id=PAD,
+            bos_token_id=1,
+            eos_token_id=None,
         ),
-        image_token_id=IMAGE, vision_feature_layer=-2, pad_token_id=PAD,
-    )  # fmt: skip
+        image_token_id=IMAGE,
+        vision_feature_layer=-2,
+        pad_token_id=PAD,
+    )
     model = LlavaForConditionalGeneration._from_config(config, attn_implementation=attention)
     spread(model)
     return model.to(dtype).eval()

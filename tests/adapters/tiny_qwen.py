@@ -31,19 +31,38 @@ class Sample:
 
 
 def tiny_qwen(
-    family: str, *, layers: int = 8, key_heads: int = 2, attention: str = "sdpa", dtype: torch.dtype = torch.float32,
+    family: str,
+    *,
+    layers: int = 8,
+    key_heads: int = 2,
+    attention: str = "sdpa",
+    dtype: torch.dtype = torch.float32,
     seed: int = 0,
-) -> Any:  # fmt: skip
+) -> Any:
     """Weights are larger than usual, so that attention and the choice of tokens are far from uniform."""
     torch.manual_seed(seed)
     text: dict[str, Any] = dict(
-        vocab_size=VOCABULARY, hidden_size=64, intermediate_size=96, num_hidden_layers=layers, num_attention_heads=4,
-        num_key_value_heads=key_heads, max_position_embeddings=512, pad_token_id=PAD, bos_token_id=1, eos_token_id=None,
-    )  # fmt: skip
+        vocab_size=VOCABULARY,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=key_heads,
+        max_position_embeddings=512,
+        pad_token_id=PAD,
+        bos_token_id=1,
+        eos_token_id=None,
+    )
     vision: dict[str, Any] = dict(
-        depth=3, hidden_size=32, num_heads=2, intermediate_size=64, patch_size=4, temporal_patch_size=2,
-        spatial_merge_size=MERGE, out_hidden_size=64,
-    )  # fmt: skip
+        depth=3,
+        hidden_size=32,
+        num_heads=2,
+        intermediate_size=64,
+        patch_size=4,
+        temporal_patch_size=2,
+        spatial_merge_size=MERGE,
+        out_hidden_size=64,
+    )
     rope = {"rope_type": "default", "mrope_section": [2, 3, 3]}
     text["rope_scaling" if transformers.__version__ < "5" else "rope_parameters"] = rope
     if family == "qwen2_5_vl":
@@ -62,9 +81,13 @@ def tiny_qwen(
     else:
         text["rope_theta"] = 1000.0
     config = config_type(
-        text_config=text, vision_config=vision, image_token_id=IMAGE, video_token_id=VIDEO,
-        vision_start_token_id=START, vision_end_token_id=END,
-    )  # fmt: skip
+        text_config=text,
+        vision_config=vision,
+        image_token_id=IMAGE,
+        video_token_id=VIDEO,
+        vision_start_token_id=START,
+        vision_end_token_id=END,
+    )
     model = kind._from_config(config, attn_implementation=attention)
     with torch.no_grad():
         for name, weight in model.named_parameters():

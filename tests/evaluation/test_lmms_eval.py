@@ -62,11 +62,14 @@ def tasks(tmp_path_factory: pytest.TempPathFactory, pictures: list[Any]) -> Path
         picture.save(folder / f"{number}.png")
     rows = [
         {
-            "question": question, "answer": answer, "choices": ["red", answer, "the old house"], "index": 1,
+            "question": question,
+            "answer": answer,
+            "choices": ["red", answer, "the old house"],
+            "index": 1,
             "pictures": [str(folder / f"{number}.png") for number in numbers],
         }
         for question, numbers, answer in QUESTIONS
-    ]  # fmt: skip
+    ]
     (folder / "data.json").write_text("\n".join(map(json.dumps, rows)))
     (folder / "helpers.py").write_text(HELPERS)
     generate = "generation_kwargs:\n  max_new_tokens: 4\n  temperature: 0\n  until: ['\\n\\n']"
@@ -79,10 +82,14 @@ def tasks(tmp_path_factory: pytest.TempPathFactory, pictures: list[Any]) -> Path
     )
     (folder / "messages.yaml").write_text(
         TASK.format(
-            name="messages", kind="generate_until", target=answer, metric="exact_match",
-            options=generate + "\ndoc_to_messages: !function helpers.messages", **shared,
+            name="messages",
+            kind="generate_until",
+            target=answer,
+            metric="exact_match",
+            options=generate + "\ndoc_to_messages: !function helpers.messages",
+            **shared,
         )
-    )  # fmt: skip
+    )
     choices = 'doc_to_target: "index"\ndoc_to_choice: "choices"'
     (folder / "choices.yaml").write_text(
         TASK.format(name="choices", kind="multiple_choice", target=choices, options="", metric="acc", **shared)
@@ -105,9 +112,14 @@ def evaluate(checkpoint: Path, tasks: Path, names: list[str], force_simple: bool
 
     manager = TaskManager(include_path=str(tasks), include_defaults=False)
     return simple_evaluate(
-        "vitcop_llava_hf", model_args=f"pretrained={checkpoint},method=vitcop,retain=64,device=cpu",
-        tasks=names, batch_size=3, task_manager=manager, force_simple=force_simple, bootstrap_iters=0,
-    )  # fmt: skip
+        "vitcop_llava_hf",
+        model_args=f"pretrained={checkpoint},method=vitcop,retain=64,device=cpu",
+        tasks=names,
+        batch_size=3,
+        task_manager=manager,
+        force_simple=force_simple,
+        bootstrap_iters=0,
+    )
 
 
 @pytest.fixture(scope="module")

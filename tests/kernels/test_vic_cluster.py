@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from certificates import check_clusters
 from clusters import INF, OPTIONS, SEMANTICS, assert_same, grid, option_name, whole
 from launchers import assert_batch_invariant, both, launch
 from support import LOW_PRECISION, assert_same_bits, layouts, name_of, reference
 from torch import Tensor
 
 import vitcop_kernels
+from vitcop_kernels.testing.judge import verify
 
 NAN = math.nan
 DTYPES = (torch.float32, *LOW_PRECISION)
@@ -31,9 +31,7 @@ def exact(*args: Any, slack: float = 0.0, **options: Any) -> Any:
 
 def certified(features: Tensor, positions: Tensor | None, d_c: float, tau: float, k: int, **options: Any) -> Any:
     got = launch("vic_cluster", features, positions, d_c, tau, k, **options)
-    for b in range(len(features)):
-        places = positions[b] if positions is not None and positions.dim() == 3 else positions
-        check_clusters([t[b] for t in got], features[b], places, d_c, tau, k, None, **options)
+    verify("vic_cluster", (features, positions, d_c, tau, k), options, got)
     return got
 
 
@@ -50,7 +48,7 @@ def test_whole_numbers_have_one_right_answer(options: dict[str, Any], semantics:
 
 @semantics_both
 @pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
-@pytest.mark.parametrize(("n", "width"), [(1, 1), (2, 17), (65, 64)])
+@pytest.mark.parametrize(("n", "width"), [(1, 1), (65, 64)])
 def test_dtypes_and_sizes(n: int, width: int, dtype: torch.dtype, semantics: str) -> None:
     exact(whole(n, width).to(dtype), grid(n), 1.5 * width**0.5, 0.5, max(1, n // 5), semantics=semantics)
 
@@ -80,7 +78,7 @@ def test_a_lattice_full_of_ties(semantics: str) -> None:
 
 
 @semantics_both
-@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
+@pytest.mark.parametrize("dtype", DTYPES[:2], ids=name_of)
 @pytest.mark.parametrize("mean", [0.0, 200.0])
 def test_exact_duplicates_tie_exactly(dtype: torch.dtype, mean: float, semantics: str) -> None:
     """With the large mean the offsets are removed exactly before the product."""
@@ -132,8 +130,7 @@ def test_tiny_differences_beside_huge_ones() -> None:
     exact(features, None, 3.0, INF, 3)
 
 
-@pytest.mark.parametrize("tau", [0.0, 1e-20, 0.25, 1e20, INF])
-@pytest.mark.parametrize("axes", [0, 1, 3])
+@pytest.mark.parametrize(("tau", "axes"), [(0.0, 1), (1e-20, 3), (0.25, 3), (1e20, 1), (INF, 0)])
 def test_positions_of_any_width(axes: int, tau: float) -> None:
     places = torch.randint(0, 4, (2, 20, axes)) / 4
     exact(whole(20, 4)[None].repeat(2, 1, 1), places, 2.0, tau, 4)
@@ -143,7 +140,7 @@ def test_positions_of_any_width(axes: int, tau: float) -> None:
 def test_the_boundary_of_the_spatial_limit_counts() -> None:
     """Places of a raster fall on it: also where float32 cannot tell."""
     places = torch.arange(20)[:, None] * 0.1
-    for tau in (0.1, 0.3, 0.7, 0.1 * (1 - 4e-7), 0.1 * (1 - 6e-7)):
+    for tau in (0.3, 0.1 * (1 - 4e-7), 0.1 * (1 - 6e-7)):
         exact(whole(20, 4), places, 2.0, tau, 4)
         exact(whole(20, 4), places.double(), 2.0, tau, 4)
 
@@ -189,7 +186,7 @@ def test_the_released_code_is_reproduced(stem: str) -> None:
 
 
 @semantics_both
-@every_option
+@pytest.mark.parametrize("options", OPTIONS[::5], ids=option_name)  # the fuzzer draws the others
 def test_packed_samples(options: dict[str, Any], semantics: str) -> None:
     cu = torch.tensor([0, 7, 7, 41, 42], dtype=torch.int32)
     features, places = whole(42, 5), torch.rand(42, 2)

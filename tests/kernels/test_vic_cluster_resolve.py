@@ -11,19 +11,64 @@ from vitcop_kernels.ops.vic_cluster.resolve import resolve_in_blocks, resolve_wh
 
 @triton.jit
 def both_kernel(
-    p_norm, p_log, p_best, p_d2, p_par, p_cen, p_state, p_labels, p_parent, p_centers, p_total, n,
-    BLOCKS: tl.constexpr, RELEASED: tl.constexpr, NP: tl.constexpr, JUMPS: tl.constexpr,
-):  # fmt: skip
+    p_norm,
+    p_log,
+    p_best,
+    p_d2,
+    p_par,
+    p_cen,
+    p_state,
+    p_labels,
+    p_parent,
+    p_centers,
+    p_total,
+    n,
+    BLOCKS: tl.constexpr,
+    RELEASED: tl.constexpr,
+    NP: tl.constexpr,
+    JUMPS: tl.constexpr,
+):
     if BLOCKS:
         total = resolve_in_blocks(
-            p_norm, p_log, p_best, p_d2, p_par, p_cen, p_state, p_labels, p_parent, p_centers, n, 1.0, False, 0.0,
-            RELEASED, NP, JUMPS, 32,
-        )  # fmt: skip
+            p_norm,
+            p_log,
+            p_best,
+            p_d2,
+            p_par,
+            p_cen,
+            p_state,
+            p_labels,
+            p_parent,
+            p_centers,
+            n,
+            1.0,
+            False,
+            0.0,
+            RELEASED,
+            NP,
+            JUMPS,
+            32,
+        )
     else:
         total = resolve_whole(
-            p_norm, p_log, p_best, p_d2, p_par, p_cen, p_state, p_labels, p_parent, p_centers, n, 1.0, False, 0.0,
-            RELEASED, NP, JUMPS,
-        )  # fmt: skip
+            p_norm,
+            p_log,
+            p_best,
+            p_d2,
+            p_par,
+            p_cen,
+            p_state,
+            p_labels,
+            p_parent,
+            p_centers,
+            n,
+            1.0,
+            False,
+            0.0,
+            RELEASED,
+            NP,
+            JUMPS,
+        )
     tl.store(p_total, total)
 
 
@@ -48,9 +93,14 @@ def sample(n: int, released: bool, seed: int) -> dict[str, torch.Tensor]:
     state = torch.zeros(STATE.value, dtype=torch.int64)
     state[WIDE.value] = 1  # delta^2 and parents are read as they are
     return {
-        "norm": norm, "log": log, "best": torch.zeros(n, dtype=torch.int64), "d2": torch.rand(n).double(),
-        "par": parent, "cen": centers.int(), "state": state,
-    }  # fmt: skip
+        "norm": norm,
+        "log": log,
+        "best": torch.zeros(n, dtype=torch.int64),
+        "d2": torch.rand(n).double(),
+        "par": parent,
+        "cen": centers.int(),
+        "state": state,
+    }
 
 
 @pytest.mark.parametrize("released", [False, True])
@@ -63,9 +113,17 @@ def test_block_by_block_is_all_at_once(n: int, released: bool) -> None:
             labels, parents, centers = torch.full((3, n), -7, dtype=torch.int64)
             total = torch.zeros(1, dtype=torch.int32)
             both_kernel[(1,)](
-                *held.values(), labels, parents, centers, total, n,
-                BLOCKS=blocks, RELEASED=released, NP=256, JUMPS=8,
-            )  # fmt: skip
+                *held.values(),
+                labels,
+                parents,
+                centers,
+                total,
+                n,
+                BLOCKS=blocks,
+                RELEASED=released,
+                NP=256,
+                JUMPS=8,
+            )
             found.append((labels, parents, centers, total))
         for whole, block in zip(*found, strict=True):
             assert torch.equal(whole, block)

@@ -34,8 +34,13 @@ def test_semantics_fill_in_for_none_and_given_options_win() -> None:
     options = ("key_source", "heads", "merge", "quota", "positions", "features")
     assert [paper.option(o) for o in options] == ["layer", "l2", "mean", "exact", "compact", "clip_key"]
     assert [released.option(o) for o in options] == [
-        "previous", "l2", "anchor_plus_mean", "released", "original", "clip_key",
-    ]  # fmt: skip
+        "previous",
+        "l2",
+        "anchor_plus_mean",
+        "released",
+        "original",
+        "clip_key",
+    ]
 
 
 def test_tuned_is_a_preset_whose_options_can_be_overridden() -> None:
@@ -54,13 +59,29 @@ def test_tuned_is_a_preset_whose_options_can_be_overridden() -> None:
 def test_the_constructor_is_the_specified_one() -> None:
     fields = {field.name: field.default for field in dataclasses.fields(ViTCoP)}
     assert fields == {
-        "retain": None, "retention": None, "stage1_ratio": None, "stage2_ratio": None, "stage3_ratio": None,
-        "center_ratio": None, "shallow_layer": 2, "deep_layer": 22, "deep_share": 1 / 5, "d_c": 8.0, "tau": 0.6,
-        "semantics": "paper", "saliency": "key_norm", "key_source": None, "heads": None, "merge": None, "quota": None,
-        "positions": None, "features": None,
+        "retain": None,
+        "retention": None,
+        "stage1_ratio": None,
+        "stage2_ratio": None,
+        "stage3_ratio": None,
+        "center_ratio": None,
+        "shallow_layer": 2,
+        "deep_layer": 22,
+        "deep_share": 1 / 5,
+        "d_c": 8.0,
+        "tau": 0.6,
+        "semantics": "paper",
+        "saliency": "key_norm",
+        "key_source": None,
+        "heads": None,
+        "merge": None,
+        "quota": None,
+        "positions": None,
+        "features": None,
         # not in the paper
-        "stage1_power": None, "merged_share": None,
-    }  # fmt: skip
+        "stage1_power": None,
+        "merged_share": None,
+    }
 
 
 @pytest.mark.parametrize(("retain", "first"), [(192, 332), (128, 271), (64, 192), (32, 135), (500, 536), (576, 576)])

@@ -116,7 +116,11 @@ def test_bad_values_raise_in_the_kernel_and_stay_in_range_in_the_reference(chang
             call("expand_plan", *args.values(), None, **shape)
     perm, offsets, anchors, _, column, slots, removed = reference("expand_plan", *args.values(), None, **shape)
     for t, low, high in (
-        (perm, 0, 4), (offsets, 0, 5), (anchors, -1, 4), (column, 0, shape["out_len"]), (slots, -1, shape["out_len"]),
+        (perm, 0, 4),
+        (offsets, 0, 5),
+        (anchors, -1, 4),
+        (column, 0, shape["out_len"]),
+        (slots, -1, shape["out_len"]),
         (removed, 0, 5),
-    ):  # fmt: skip
+    ):
         assert low <= int(t.min()) and int(t.max()) <= high

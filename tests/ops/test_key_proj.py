@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 import torch
-import truth
 from support import (
     FLOATS,
     assert_batch_invariant,
+    assert_right,
     assert_same_bits,
     both,
     call,
@@ -57,20 +57,10 @@ def assert_norms(
 def test_is_a_linear_layer_and_equation_4(dtype: torch.dtype, with_bias: bool, heads: str) -> None:
     hidden, weight, bias = inputs(5, 7, 6, dtype, bias=with_bias)
     rms = torch.rand(7).to(dtype) + 0.5
-    bias_list = bias.tolist() if with_bias else None
-    keys = truth.project(hidden.tolist(), weight.tolist(), bias_list, 3)
-    normed = truth.project(truth.rms_norm(hidden.tolist(), rms.tolist(), 1e-2), weight.tolist(), bias_list, 3)
-    close = dict(rtol=1e-5, atol=1e-6)  # small float32 sums
-    for run in (reference, call):
-        got_keys, got_norms = run("key_proj", hidden, weight, bias, num_heads=3, heads=heads)
-        torch.testing.assert_close(got_keys.double(), torch.tensor(keys, dtype=torch.float64), **close)
-        want = torch.tensor(truth.key_norms(keys, heads), dtype=torch.float64)
-        torch.testing.assert_close(got_norms.double(), want, **close)
-        norms = run("key_proj_norms", hidden, weight, bias, num_heads=3, heads=heads)
-        torch.testing.assert_close(norms.double(), want, **close)
-        folded = run("key_proj_norms", hidden, weight, bias, rms, rms_eps=1e-2, num_heads=3, heads=heads)
-        want = torch.tensor(truth.key_norms(normed, heads), dtype=torch.float64)
-        torch.testing.assert_close(folded.double(), want, **close)
+    options = dict(num_heads=3, heads=heads)
+    assert_right("key_proj", hidden, weight, bias, **options)
+    assert_right("key_proj_norms", hidden, weight, bias, **options)
+    assert_right("key_proj_norms", hidden, weight, bias, rms, rms_eps=1e-2, **options)
 
 
 SHAPES = [

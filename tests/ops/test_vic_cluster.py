@@ -1,52 +1,21 @@
 """vic_cluster: the specification in plain Python, then the kernel against the reference and against certificates."""
 
+import functools
 import itertools
 import math
 from typing import Any
 
 import pytest
 import torch
-import truth_vic
-from clusters import INF, OPTIONS, SEMANTICS, assert_same, certified, exact, grid, option_name, whole
-from support import FLOATS, KERNEL_FLOATS, both, call, name_of, reference
-from torch import Tensor
+from clusters import INF, OPTIONS, SEMANTICS, certified, exact, grid, option_name, whole
+from support import FLOATS, KERNEL_FLOATS, assert_right, both, call, name_of, reference
 
 NAN = math.nan
 semantics_both = pytest.mark.parametrize("semantics", SEMANTICS)
+right = functools.partial(assert_right, "vic_cluster")
 
 
-def is_truth(
-    features: Tensor,
-    positions: Tensor | None,
-    d_c: float,
-    tau: float,
-    k: int,
-    valid: Tensor | None = None,
-    **options: Any,
-) -> None:
-    want = truth_vic.vic_cluster(
-        features.tolist(),
-        None if positions is None else positions.tolist(),
-        d_c,
-        tau,
-        k,
-        None if valid is None else valid.tolist(),
-        **options,
-    )
-    ambiguous = options.get("semantics") == "released" and truth_vic.centers_are_ambiguous(want, k)
-    tensors = (
-        *(torch.tensor(v) for v in (want.labels, want.centers, want.parent)),
-        torch.tensor(want.rho),
-        torch.tensor(want.delta),
-    )
-    slack = 1e-5 if options.get("metric") == "cosine" else 0.0  # unit vectors in float32, times dist_scale
-    for run in (reference, call):
-        assert_same(
-            run("vic_cluster", features, positions, d_c, tau, k, valid, **options), tensors, not ambiguous, slack
-        )
-
-
-# --- the truth in plain Python -----------------------------------------------------------------------------------
+# --- the truth ---------------------------------------------------------------------------------------------------
 
 
 @semantics_both
@@ -59,8 +28,8 @@ def test_is_algorithm_2_on_whole_numbers(options: dict[str, Any], semantics: str
                 n, width
             )  # angles of whole vectors tie in exact arithmetic but not in floating point
         for k in {1, (n + 2) // 3, n}:
-            is_truth(features, places, 1.7, tau, k, semantics=semantics, **options)
-    is_truth(features[:12], None, 2.0, 0.1, 4, semantics=semantics, **options)
+            right(features, places, 1.7, tau, k, semantics=semantics, **options)
+    right(features[:12], None, 2.0, 0.1, 4, semantics=semantics, **options)
 
 
 @semantics_both
@@ -69,10 +38,10 @@ def test_is_algorithm_2_with_padding_and_non_finite_tokens(options: dict[str, An
     features, places = torch.randn(14, 5), grid(14)
     valid = torch.rand(14) < 0.7
     valid[0] = True
-    is_truth(features, places, 2.0, 0.5, 4, valid, semantics=semantics, **options)
+    right(features, places, 2.0, 0.5, 4, valid, semantics=semantics, **options)
     features[3, 1], features[6, 4], features[9] = NAN, INF, -INF
-    is_truth(features, places, 2.0, 0.5, 5, semantics=semantics, **options)
-    is_truth(features, places, 2.0, 0.5, 3, valid, semantics=semantics, **options)
+    right(features, places, 2.0, 0.5, 5, semantics=semantics, **options)
+    right(features, places, 2.0, 0.5, 3, valid, semantics=semantics, **options)
 
 
 def test_a_worked_example() -> None:

@@ -4,12 +4,14 @@ import itertools
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-import truth
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support import op_of
+
+from vitcop_kernels.testing.values import best_first
 
 moderate = settings(
     max_examples=150,
@@ -89,7 +91,7 @@ def test_elites_are_the_best_of_their_cluster_and_quotas_keep_within_caps(
         return
     _, _, anchors, merged = run(namespace, plan, quota, fill=False)
     elites = {a for a, m in zip(anchors, merged, strict=True) if a >= 0 and not m}
-    spare, order = budget - len(clusters), truth.best_first(values)
+    spare, order = budget - len(clusters), best_first(np.array(values), False).tolist()
     for members in clusters.values():
         count = len(elites & set(members))
         best = [i for i in order if i in members]
@@ -113,7 +115,7 @@ def test_no_token_left_out_is_better_than_a_chosen_one(
     k = data.draw(st.integers(0, len(values)))
     index = op_of(namespace, "select_tokens")(torch.tensor(values), k, largest=largest).tolist()
     assert index == sorted(set(index)) and len(index) == k
-    place = {i: p for p, i in enumerate(truth.best_first([float(v) for v in torch.tensor(values).tolist()], largest))}
+    place = {i: p for p, i in enumerate(best_first(torch.tensor(values).double().numpy(), largest).tolist())}
     left = set(range(len(values))) - set(index)
     assert max((place[i] for i in index), default=-1) < min((place[i] for i in left), default=math.inf)
 

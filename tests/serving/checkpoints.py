@@ -19,9 +19,11 @@ def llava_next(folder: Path, decoder: str = "mistral") -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     config: dict[str, Any] = json.loads((TINY / "config.json").read_text())
     config |= {
-        "architectures": ["LlavaNextForConditionalGeneration"], "model_type": "llava_next",
-        "image_grid_pinpoints": PINPOINTS, "use_image_newline_parameter": True,
-    }  # fmt: skip
+        "architectures": ["LlavaNextForConditionalGeneration"],
+        "model_type": "llava_next",
+        "image_grid_pinpoints": PINPOINTS,
+        "use_image_newline_parameter": True,
+    }
     config["text_config"] |= {"max_position_embeddings": 4096, "model_type": decoder}
     if decoder == "mistral":
         config["text_config"]["sliding_window"] = None
@@ -34,9 +36,11 @@ def llava_next(folder: Path, decoder: str = "mistral") -> Path:
 
     processor = json.loads((TINY / "processor_config.json").read_text())
     images = {
-        **processor["image_processor"], "image_processor_type": "LlavaNextImageProcessor", "do_pad": True,
+        **processor["image_processor"],
+        "image_processor_type": "LlavaNextImageProcessor",
+        "do_pad": True,
         "image_grid_pinpoints": PINPOINTS,
-    }  # fmt: skip
+    }
     processor |= {"processor_class": "LlavaNextProcessor", "image_processor": images}
     (folder / "processor_config.json").write_text(json.dumps(processor))
     (folder / "preprocessor_config.json").write_text(json.dumps(images | {"processor_class": "LlavaNextProcessor"}))

@@ -33,17 +33,30 @@ class Server:
             self.port = free.getsockname()[1]
         self.url, self._log = f"http://127.0.0.1:{self.port}", log
         self._command = [
-            sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model), "--host", "127.0.0.1",
-            "--port", str(self.port), "--served-model-name", "llava", *options,
-        ]  # fmt: skip
+            sys.executable,
+            "-m",
+            "vllm.entrypoints.openai.api_server",
+            "--model",
+            str(model),
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(self.port),
+            "--served-model-name",
+            "llava",
+            *options,
+        ]
 
     def __enter__(self) -> "Server":
         # Of its own session: the engine is a child of the server, and goes with it.
         with self._log.open("w") as log:
             self._process = subprocess.Popen(
-                self._command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+                self._command,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
                 env={**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "1"},
-            )  # fmt: skip
+            )
         deadline = time.monotonic() + START_SECONDS
         while True:
             try:
@@ -95,9 +108,13 @@ def body(ask: Ask, new: int, **options: Any) -> dict[str, Any]:
     ]
     content.append({"type": "text", "text": ask.question})
     found = {
-        "model": "llava", "messages": [{"role": "user", "content": content}], "temperature": 0, "max_tokens": new,
-        "add_special_tokens": True, **options,
-    }  # fmt: skip
+        "model": "llava",
+        "messages": [{"role": "user", "content": content}],
+        "temperature": 0,
+        "max_tokens": new,
+        "add_special_tokens": True,
+        **options,
+    }
     if ask.tokens is not None:
         found["mm_processor_kwargs"] = {"vitcop_tokens": ask.tokens}
     return found

@@ -15,9 +15,12 @@ WITH_VLLM = importlib.util.find_spec("vllm") is not None
 
 if WITH_VLLM:  # before anything imports it: nothing is fetched or reported, and the engine runs in this process
     os.environ |= {
-        "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING",
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    }  # fmt: skip
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_LOGGING_LEVEL": "WARNING",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    }
 
 
 def pytest_report_header() -> str:

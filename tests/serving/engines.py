@@ -16,9 +16,13 @@ from vitcop.loading import TINY
 
 SHAPES = TINY.parent / "shapes.png"
 QUESTIONS = (
-    "what color is the 5", "what is above the white ring", "how many shapes", "list everything", "is there a red 7",
+    "what color is the 5",
+    "what is above the white ring",
+    "how many shapes",
+    "list everything",
+    "is there a red 7",
     "where is the ring",
-)  # fmt: skip
+)
 SIZES = ((200, 120), (90, 230), (300, 100))
 TOLERANCE = 2e-3
 """Of log-probabilities in float32, whose sums run in another order: over 12 layers, 1e-5 to 3e-4 are seen."""
@@ -70,9 +74,14 @@ class Engine:
 
         overrides = {} if tokens is None else {"hf_overrides": {"vitcop": {"tokens": tokens}}}
         self.llm = LLM(
-            str(model), dtype="float32", seed=0, enforce_eager=True, max_logprobs=-1, kv_cache_memory_bytes=64 << 20,
+            str(model),
+            dtype="float32",
+            seed=0,
+            enforce_eager=True,
+            max_logprobs=-1,
+            kv_cache_memory_bytes=64 << 20,
             **{"max_model_len": 512, "max_num_seqs": 16, "limit_mm_per_prompt": {"image": 2}, **overrides, **options},
-        )  # fmt: skip
+        )
 
     def ask(self, *asked: Ask, new: int = 4, images: Sequence[Any] | None = None) -> list[Answer]:
         """All at once; `images`: given as they are, instead of pictures."""

@@ -39,9 +39,13 @@ def hashes() -> Any:
 def test_every_difference_that_matters_is_in_the_key(hashes: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = {"tokens": 196}
     keys = [
-        hashes(None), hashes({"tokens": 64}), hashes({"tokens": 32}), hashes(whole), hashes(whole, number=1),
+        hashes(None),
+        hashes({"tokens": 64}),
+        hashes({"tokens": 32}),
+        hashes(whole),
+        hashes(whole, number=1),
         hashes({"tokens": 64, "merged_share": 0.25}),
-    ]  # fmt: skip
+    ]
     from vitcop.methods import vision_only
 
     monkeypatch.setattr(vision_only, "VERSION", vision_only.VERSION + 1)
@@ -112,9 +116,12 @@ def test_towers_that_cannot_be_ranked_are_refused(change: dict[str, Any], messag
     from vitcop.serving.tower import PrunedTower
 
     found: dict[str, Any] = {
-        "vitcop": {"tokens": 64}, "vision_feature_layer": -2, "vision_feature_select_strategy": "default",
-        "vision_config": SimpleNamespace(model_type="clip_vision_model"), **change,
-    }  # fmt: skip
+        "vitcop": {"tokens": 64},
+        "vision_feature_layer": -2,
+        "vision_feature_select_strategy": "default",
+        "vision_config": SimpleNamespace(model_type="clip_vision_model"),
+        **change,
+    }
 
     class Model:
         def __init__(self, *, vllm_config: Any, prefix: str) -> None:

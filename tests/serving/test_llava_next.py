@@ -35,10 +35,14 @@ def engine(start: Any, checkpoint: Path) -> Engine:
 def test_counts_and_answers(engine: Engine, truth: HuggingFace) -> None:
     """In one batch: 2 or 4 tiles, padding cut off, several images, several budgets, all of an image."""
     asked = [
-        Ask(QUESTIONS[0], (SQUARE,), 64), Ask(QUESTIONS[1], (WIDE,), 16), Ask(QUESTIONS[2], (TALL + 1,), 64),
-        Ask(QUESTIONS[3], (SLIM, WIDE + 2), 48), Ask(QUESTIONS[0], (SLIM,), 550), Ask(QUESTIONS[4], (WIDE, SQUARE), 5),
+        Ask(QUESTIONS[0], (SQUARE,), 64),
+        Ask(QUESTIONS[1], (WIDE,), 16),
+        Ask(QUESTIONS[2], (TALL + 1,), 64),
+        Ask(QUESTIONS[3], (SLIM, WIDE + 2), 48),
+        Ask(QUESTIONS[0], (SLIM,), 550),
+        Ask(QUESTIONS[4], (WIDE, SQUARE), 5),
         Ask(QUESTIONS[1], (WIDE,)),
-    ]  # fmt: skip
+    ]
     for ask, got in zip(asked, engine.ask(*asked), strict=True):
         whole = truth.inputs(ask)["input_ids"][0].tolist().count(IMAGE)
         expected = truth.ask(ask)

@@ -17,10 +17,21 @@ from engines import QUESTIONS, TINY, TOLERANCE, Ask, HuggingFace
 CLIENTS = 64
 SECONDS = float(os.environ.get("VITCOP_LOAD_SECONDS", "120"))
 OPTIONS = [
-    "--hf-overrides", '{"vitcop": {"tokens": 64}}', "--dtype", "float32", "--max-model-len", "512", "--enforce-eager",
-    "--trust-request-mm-kwargs", "--limit-mm-per-prompt", '{"image": 2}', "--max-num-seqs", "32",
-    "--kv-cache-memory-bytes", str(128 << 20),
-]  # fmt: skip
+    "--hf-overrides",
+    '{"vitcop": {"tokens": 64}}',
+    "--dtype",
+    "float32",
+    "--max-model-len",
+    "512",
+    "--enforce-eager",
+    "--trust-request-mm-kwargs",
+    "--limit-mm-per-prompt",
+    '{"image": 2}',
+    "--max-num-seqs",
+    "32",
+    "--kv-cache-memory-bytes",
+    str(128 << 20),
+]
 
 
 @pytest.fixture(scope="module")

@@ -4,11 +4,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from .cases import Case
+from ..testing.judge import verify
+from ..testing.op import Case
 from .floor import Rates
 from .sampling import Samples, Way, clock_for, paired_ratio, sample, times
 from .statistics import summary
-from .truth import verify
 
 OURS, REFERENCE, COMPILED = "vitcop", "reference", "compiled reference"
 Row = dict[str, Any]  # JSON
@@ -46,7 +46,7 @@ def measure(
     `others`: name -> what to time, and a check of its answer (None: it answers another question); one that fails or
     gives a wrong answer is a way that was not run, with the reason, as are the `skipped`.
     """
-    row: Row = {"op": case.op, "dims": case.dims, "dtype": case.dtype, "device": str(case.device)}
+    row: Row = {"op": case.op, "dims": case.dims, "dtype": case.dtype_name, "device": str(case.device)}
     ways: dict[str, Row] = {name: {"not_run": reason} for name, reason in (skipped or {}).items()}
     tell("checking the answer")
     try:

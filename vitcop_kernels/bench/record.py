@@ -11,6 +11,7 @@ import torch
 
 import vitcop_kernels
 
+RESULTS = ("benchmarks/results", "studies/results", "verification/results", "docs")  # change nothing of what runs
 PACKAGES = ("torch", "numpy", "scipy", "triton", "transformers", "scikit-learn", "pydpc", "flash-kmeans")
 
 
@@ -30,7 +31,7 @@ def commit(folder: Path | None = None) -> str:
     """
     where = str(folder or Path(__file__).parent)
     name = ["git", "-C", where, "rev-parse", "--short=12", "HEAD"]
-    code = [":(top)", ":(top,exclude)benchmarks/results", ":(top,exclude)docs"]
+    code = [":(top)", *(f":(top,exclude){part}" for part in RESULTS)]
     changed = ["git", "-C", where, "status", "--porcelain", "-uno", "--", *code]
     try:
         tracked = ["git", "-C", where, "ls-files", "--error-unmatch", str(Path(where))]

@@ -20,10 +20,30 @@ STORED_ROWS = 1024  # up to so many rows over all heads keep their scores
 
 @triton.jit
 def _scores(
-    p_query, p_key, p_mask, o_r, o_n, i_head, num_rows, group_m, num_tokens, head_dim, scale,
-    stride_qh, stride_qm, stride_qd, stride_kn, stride_kd, stride_mm, stride_mn,
-    HAS_MASK: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, UPCAST: tl.constexpr,
-):  # fmt: skip
+    p_query,
+    p_key,
+    p_mask,
+    o_r,
+    o_n,
+    i_head,
+    num_rows,
+    group_m,
+    num_tokens,
+    head_dim,
+    scale,
+    stride_qh,
+    stride_qm,
+    stride_qd,
+    stride_kn,
+    stride_kd,
+    stride_mm,
+    stride_mn,
+    HAS_MASK: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    UPCAST: tl.constexpr,
+):
     """Scaled scores [ROWS, BLOCK_N] of one key head and where they count; p_key points at the head."""
     i_m = o_r % group_m
     p_rows = (
@@ -59,13 +79,36 @@ def _scores(
 
 @triton.jit
 def statistics_kernel(
-    p_query, p_key, p_mask, p_max, p_sum, p_scores,
-    num_rows, group_m, num_tokens, head_dim, num_tiles, scale,
-    stride_qb, stride_qh, stride_qm, stride_qd, stride_kb, stride_kh, stride_kn, stride_kd,
-    stride_mb, stride_mm, stride_mn,
-    HAS_MASK: tl.constexpr, STORE: tl.constexpr,
-    ROWS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, UPCAST: tl.constexpr,
-):  # fmt: skip
+    p_query,
+    p_key,
+    p_mask,
+    p_max,
+    p_sum,
+    p_scores,
+    num_rows,
+    group_m,
+    num_tokens,
+    head_dim,
+    num_tiles,
+    scale,
+    stride_qb,
+    stride_qh,
+    stride_qm,
+    stride_qd,
+    stride_kb,
+    stride_kh,
+    stride_kn,
+    stride_kd,
+    stride_mb,
+    stride_mm,
+    stride_mn,
+    HAS_MASK: tl.constexpr,
+    STORE: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    UPCAST: tl.constexpr,
+):
     """Maximum and sum of exponentials of each row over one tile of keys; a sum of NaN poisons its row."""
     i_t, i_b = tl.program_id(0), tl.program_id(2).to(tl.int64)
     row_tiles = tl.cdiv(num_rows, ROWS)
@@ -74,11 +117,30 @@ def statistics_kernel(
     o_n = i_t * BLOCK_N + tl.arange(0, BLOCK_N)
     num_heads = tl.num_programs(1) // row_tiles
     b_score, m_allowed = _scores(
-        p_query + i_b * stride_qb, p_key + i_b * stride_kb + i_head.to(tl.int64) * stride_kh, p_mask + i_b * stride_mb,
-        o_r, o_n, i_head, num_rows, group_m, num_tokens, head_dim, scale,
-        stride_qh, stride_qm, stride_qd, stride_kn, stride_kd, stride_mm, stride_mn,
-        HAS_MASK, ROWS, BLOCK_N, BLOCK_D, UPCAST,
-    )  # fmt: skip
+        p_query + i_b * stride_qb,
+        p_key + i_b * stride_kb + i_head.to(tl.int64) * stride_kh,
+        p_mask + i_b * stride_mb,
+        o_r,
+        o_n,
+        i_head,
+        num_rows,
+        group_m,
+        num_tokens,
+        head_dim,
+        scale,
+        stride_qh,
+        stride_qm,
+        stride_qd,
+        stride_kn,
+        stride_kd,
+        stride_mm,
+        stride_mn,
+        HAS_MASK,
+        ROWS,
+        BLOCK_N,
+        BLOCK_D,
+        UPCAST,
+    )
     m_poison = (b_score != b_score) | (b_score == float("inf"))  # allowed: the others are -inf
     b_max = tl.max(tl.where(m_poison, float("-inf"), b_score), 1)
     # A tile of scores that are all -inf counts them, so that a row of nothing else is told from a row that is masked.
@@ -96,13 +158,39 @@ def statistics_kernel(
 
 @triton.jit
 def saliency_kernel(
-    p_query, p_key, p_mask, p_max, p_sum, p_scores, p_saliency,
-    num_heads, num_rows, group_m, num_tokens, head_dim, num_tiles, scale,
-    stride_qb, stride_qh, stride_qm, stride_qd, stride_kb, stride_kh, stride_kn, stride_kd,
-    stride_mb, stride_mm, stride_mn,
-    HAS_MASK: tl.constexpr, STORE: tl.constexpr,
-    ROWS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_T: tl.constexpr, UPCAST: tl.constexpr,
-):  # fmt: skip
+    p_query,
+    p_key,
+    p_mask,
+    p_max,
+    p_sum,
+    p_scores,
+    p_saliency,
+    num_heads,
+    num_rows,
+    group_m,
+    num_tokens,
+    head_dim,
+    num_tiles,
+    scale,
+    stride_qb,
+    stride_qh,
+    stride_qm,
+    stride_qd,
+    stride_kb,
+    stride_kh,
+    stride_kn,
+    stride_kd,
+    stride_mb,
+    stride_mm,
+    stride_mn,
+    HAS_MASK: tl.constexpr,
+    STORE: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    UPCAST: tl.constexpr,
+):
     """Attention summed over all rows, head after head, for one tile of keys."""
     i_b = tl.program_id(1).to(tl.int64)
     o_n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -141,11 +229,30 @@ def saliency_kernel(
             b_score = tl.load(p_scores + i_row[:, None] * num_tokens + o_n[None, :], mask=m, other=float("-inf"))
         else:
             b_score, _ = _scores(
-                p_query + i_b * stride_qb, p_key + i_b * stride_kb + i_head * stride_kh, p_mask + i_b * stride_mb,
-                o_r, o_n, i_head, num_rows, group_m, num_tokens, head_dim, scale,
-                stride_qh, stride_qm, stride_qd, stride_kn, stride_kd, stride_mm, stride_mn,
-                HAS_MASK, ROWS, BLOCK_N, BLOCK_D, UPCAST,
-            )  # fmt: skip
+                p_query + i_b * stride_qb,
+                p_key + i_b * stride_kb + i_head * stride_kh,
+                p_mask + i_b * stride_mb,
+                o_r,
+                o_n,
+                i_head,
+                num_rows,
+                group_m,
+                num_tokens,
+                head_dim,
+                scale,
+                stride_qh,
+                stride_qm,
+                stride_qd,
+                stride_kn,
+                stride_kd,
+                stride_mm,
+                stride_mn,
+                HAS_MASK,
+                ROWS,
+                BLOCK_N,
+                BLOCK_D,
+                UPCAST,
+            )
         b_saliency += tl.sum(tl.exp(b_score - b_base[:, None]) * b_inverse[:, None], 0)
     tl.store(p_saliency + i_b * num_tokens + o_n, b_saliency, mask=o_n < num_tokens)
 
@@ -184,18 +291,49 @@ def attention_saliency(query: Tensor, key: Tensor, mask: Tensor | None = None, *
     allowed = query if mask is None else mask.view(torch.uint8)
     strides = (*query.stride(), *key.stride(), *((0, 0, 0) if mask is None else mask.stride()))
     launch(
-        statistics_kernel, (tiles, heads * cdiv(rows, first["ROWS"]), batch),
-        query, key, allowed, *statistics, scores, rows, m, num_tokens, head_dim, tiles, factor, *strides,
-        HAS_MASK=mask is not None, **first, num_warps=4, num_stages=1,
-    )  # fmt: skip
+        statistics_kernel,
+        (tiles, heads * cdiv(rows, first["ROWS"]), batch),
+        query,
+        key,
+        allowed,
+        *statistics,
+        scores,
+        rows,
+        m,
+        num_tokens,
+        head_dim,
+        tiles,
+        factor,
+        *strides,
+        HAS_MASK=mask is not None,
+        **first,
+        num_warps=4,
+        num_stages=1,
+    )
     if first["STORE"]:  # the rows of all heads lie one after the other
         heads, rows = 1, heads * rows
     launch(
-        saliency_kernel, (cdiv(num_tokens, second["BLOCK_N"]), batch),
-        query, key, allowed, *statistics, scores, saliency,
-        heads, rows, m, num_tokens, head_dim, tiles, factor, *strides,
-        HAS_MASK=mask is not None, **second, num_warps=4, num_stages=1,
-    )  # fmt: skip
+        saliency_kernel,
+        (cdiv(num_tokens, second["BLOCK_N"]), batch),
+        query,
+        key,
+        allowed,
+        *statistics,
+        scores,
+        saliency,
+        heads,
+        rows,
+        m,
+        num_tokens,
+        head_dim,
+        tiles,
+        factor,
+        *strides,
+        HAS_MASK=mask is not None,
+        **second,
+        num_warps=4,
+        num_stages=1,
+    )
     return saliency
 
 

@@ -40,14 +40,42 @@ def _bounds(p_offsets, o_s, m_s, num_tokens, stride_os, HAS_PERM: tl.constexpr):
 
 @triton.jit
 def expand_kernel(
-    p_slots, p_anchors, p_perm, p_offsets, p_merged, p_valid,
-    p_out_perm, p_out_offsets, p_out_anchors, p_out_merged, p_column, p_out_slots, p_removed, p_scratch,
-    num_tokens, num_segments, num_slots, out_len,
-    stride_sb, stride_sv, stride_ab, stride_as, stride_pb, stride_pv, stride_ob, stride_os, stride_mb, stride_ms,
-    stride_vb, stride_vn,
-    HAS_PERM: tl.constexpr, HAS_MERGED: tl.constexpr, HAS_VALID: tl.constexpr, STEPS: tl.constexpr,
+    p_slots,
+    p_anchors,
+    p_perm,
+    p_offsets,
+    p_merged,
+    p_valid,
+    p_out_perm,
+    p_out_offsets,
+    p_out_anchors,
+    p_out_merged,
+    p_column,
+    p_out_slots,
+    p_removed,
+    p_scratch,
+    num_tokens,
+    num_segments,
+    num_slots,
+    out_len,
+    stride_sb,
+    stride_sv,
+    stride_ab,
+    stride_as,
+    stride_pb,
+    stride_pv,
+    stride_ob,
+    stride_os,
+    stride_mb,
+    stride_ms,
+    stride_vb,
+    stride_vn,
+    HAS_PERM: tl.constexpr,
+    HAS_MERGED: tl.constexpr,
+    HAS_VALID: tl.constexpr,
+    STEPS: tl.constexpr,
     BLOCK: tl.constexpr,
-):  # fmt: skip
+):
     i_b = tl.program_id(0).to(tl.int64)
     p_slots += i_b * stride_sb
     p_anchors += i_b * stride_ab
@@ -214,14 +242,33 @@ def expand_plan(
     optional = [t.view(torch.uint8) if t.dtype == torch.bool else t for t in optional]
     block = _block(num_slots)
     launch(
-        expand_kernel, (batch,),
-        slots, anchors, *optional, new_perm, new_offsets, new_anchors, new_merged.view(torch.uint8), column, new_slots,
-        removed, scratch,
-        num_tokens, num_segments, num_slots, out_len,
-        *slots.stride(), *anchors.stride(), *(step for t in optional for step in t.stride()),
-        HAS_PERM=perm is not None, HAS_MERGED=merged is not None, HAS_VALID=valid is not None,
-        STEPS=num_segments.bit_length(), BLOCK=block, num_warps=_num_warps(block),
-    )  # fmt: skip
+        expand_kernel,
+        (batch,),
+        slots,
+        anchors,
+        *optional,
+        new_perm,
+        new_offsets,
+        new_anchors,
+        new_merged.view(torch.uint8),
+        column,
+        new_slots,
+        removed,
+        scratch,
+        num_tokens,
+        num_segments,
+        num_slots,
+        out_len,
+        *slots.stride(),
+        *anchors.stride(),
+        *(step for t in optional for step in t.stride()),
+        HAS_PERM=perm is not None,
+        HAS_MERGED=merged is not None,
+        HAS_VALID=valid is not None,
+        STEPS=num_segments.bit_length(),
+        BLOCK=block,
+        num_warps=_num_warps(block),
+    )
     return new_perm, new_offsets, new_anchors, new_merged, column, new_slots, removed
 
 

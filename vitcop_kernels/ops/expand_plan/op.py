@@ -37,9 +37,11 @@ def check(
     if offsets is not None and perm is None:
         checks.fail(OP, "perm", "a tensor with offsets", None)
     parts = (
-        ("perm", perm, torch.int64, slots.shape[-1]), ("offsets", offsets, torch.int64, segments + 1),
-        ("merged", merged, torch.bool, segments), ("valid", valid, torch.bool, num_slots),
-    )  # fmt: skip
+        ("perm", perm, torch.int64, slots.shape[-1]),
+        ("offsets", offsets, torch.int64, segments + 1),
+        ("merged", merged, torch.bool, segments),
+        ("valid", valid, torch.bool, num_slots),
+    )
     for name, t, dtype, length in parts:
         if t is not None:
             checks.dtype_is(OP, name, t, dtype)
@@ -66,9 +68,14 @@ def _fake(
     flags = slots.new_empty((*batch, out_len), dtype=torch.bool)
     segments = anchors.shape[-1]
     return (
-        index(num_slots), index(out_len + 1), index(out_len), flags, index(num_slots), index(segments),
+        index(num_slots),
         index(out_len + 1),
-    )  # fmt: skip
+        index(out_len),
+        flags,
+        index(num_slots),
+        index(segments),
+        index(out_len + 1),
+    )
 
 
 register(

@@ -16,9 +16,20 @@ TILE = 4096  # elements of keys in flight in one program
 
 @triton.jit
 def key_norms_kernel(
-    p_keys, p_norms, num_heads, num_tokens, head_dim, stride_b, stride_h, stride_n, stride_d,
-    MEAN: tl.constexpr, ROWS: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
+    p_keys,
+    p_norms,
+    num_heads,
+    num_tokens,
+    head_dim,
+    stride_b,
+    stride_h,
+    stride_n,
+    stride_d,
+    MEAN: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
     i_b = tl.program_id(1).to(tl.int64)
     o_n = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     m_n = o_n < num_tokens
@@ -81,10 +92,18 @@ def key_norms(keys: Tensor, *, heads: str = "l2") -> Tensor:
     batch, num_heads, num_tokens, head_dim = batched.shape
     norms = torch.empty((*keys.shape[:-3], num_tokens), dtype=torch.float32, device=keys.device)
     launch(
-        key_norms_kernel, (cdiv(num_tokens, ROWS), batch),
-        batched, norms, num_heads, num_tokens, head_dim, *batched.stride(),
-        MEAN=heads == "mean", **_blocks(num_heads, head_dim), num_warps=4,
-    )  # fmt: skip
+        key_norms_kernel,
+        (cdiv(num_tokens, ROWS), batch),
+        batched,
+        norms,
+        num_heads,
+        num_tokens,
+        head_dim,
+        *batched.stride(),
+        MEAN=heads == "mean",
+        **_blocks(num_heads, head_dim),
+        num_warps=4,
+    )
     return norms
 
 

@@ -26,12 +26,34 @@ NORM_ROWS = 4
 
 @triton.jit
 def projection_kernel(
-    p_x, p_weight, p_bias, p_keys, p_wide, p_square, p_scale,
-    num_tokens, width, num_columns, stride_xb, stride_xn, stride_xc, stride_wn, stride_wc, stride_bias,
-    HAS_BIAS: tl.constexpr, KEYS: tl.constexpr, WIDE: tl.constexpr, SQUARES: tl.constexpr, EVEN_K: tl.constexpr,
-    PRECISION: tl.constexpr, UPCAST: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
-):  # fmt: skip
+    p_x,
+    p_weight,
+    p_bias,
+    p_keys,
+    p_wide,
+    p_square,
+    p_scale,
+    num_tokens,
+    width,
+    num_columns,
+    stride_xb,
+    stride_xn,
+    stride_xc,
+    stride_wn,
+    stride_wc,
+    stride_bias,
+    HAS_BIAS: tl.constexpr,
+    KEYS: tl.constexpr,
+    WIDE: tl.constexpr,
+    SQUARES: tl.constexpr,
+    EVEN_K: tl.constexpr,
+    PRECISION: tl.constexpr,
+    UPCAST: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    GROUP_M: tl.constexpr,
+):
     """One tile of keys = x weight^T + bias: stored as keys, stored in float32, or squared and summed per row."""
     i_b = tl.program_id(1).to(tl.int64)
     tiles_m, tiles_n = tl.cdiv(num_tokens, BLOCK_M), tl.cdiv(num_columns, BLOCK_N)
@@ -122,9 +144,19 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     batch, num_tokens, width = x.shape
     y = torch.empty((batch, num_tokens, width), dtype=x.dtype, device=x.device)
     launch(
-        rms_norm_kernel, (num_tokens, batch),
-        x, weight, y, num_tokens, width, eps, *x.stride(), *weight.stride(), BLOCK=1024, num_warps=4,
-    )  # fmt: skip
+        rms_norm_kernel,
+        (num_tokens, batch),
+        x,
+        weight,
+        y,
+        num_tokens,
+        width,
+        eps,
+        *x.stride(),
+        *weight.stride(),
+        BLOCK=1024,
+        num_warps=4,
+    )
     return y
 
 
@@ -142,20 +174,43 @@ def project(
     tiles_m, tiles_n = cdiv(num_tokens, config["BLOCK_M"]), cdiv(columns, config["BLOCK_N"])
     partial = torch.empty((2, batch, num_tokens, 0 if mean else tiles_n), dtype=torch.float32, device=x.device)
     launch(
-        projection_kernel, (tiles_m * tiles_n, batch),
-        x, weight, x if bias is None else bias, keys, wide, *partial,
-        num_tokens, width, columns, *x.stride(), *weight.stride(), 0 if bias is None else bias.stride(0),
-        HAS_BIAS=bias is not None, KEYS=want_keys, WIDE=mean, SQUARES=not mean, UPCAST=UPCAST, **config,
-    )  # fmt: skip
+        projection_kernel,
+        (tiles_m * tiles_n, batch),
+        x,
+        weight,
+        x if bias is None else bias,
+        keys,
+        wide,
+        *partial,
+        num_tokens,
+        width,
+        columns,
+        *x.stride(),
+        *weight.stride(),
+        0 if bias is None else bias.stride(0),
+        HAS_BIAS=bias is not None,
+        KEYS=want_keys,
+        WIDE=mean,
+        SQUARES=not mean,
+        UPCAST=UPCAST,
+        **config,
+    )
     split = (batch, num_tokens, num_heads, columns // num_heads)
     if mean:
         norms = key_norms(wide.view(split).transpose(1, 2), heads="mean")
     else:
         rows = batch * num_tokens
         launch(
-            finish_kernel, (cdiv(rows, NORM_ROWS),),
-            *partial, norms, rows, tiles_n, ROWS=NORM_ROWS, BLOCK_T=next_power_of_2(tiles_n), num_warps=1,
-        )  # fmt: skip
+            finish_kernel,
+            (cdiv(rows, NORM_ROWS),),
+            *partial,
+            norms,
+            rows,
+            tiles_n,
+            ROWS=NORM_ROWS,
+            BLOCK_T=next_power_of_2(tiles_n),
+            num_warps=1,
+        )
     return keys.view(split) if want_keys else None, norms
 
 

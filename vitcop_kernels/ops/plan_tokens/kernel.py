@@ -42,10 +42,26 @@ def _keys(p_scores, o_n, num_tokens, stride_sn):
 
 @triton.jit
 def count_kernel(
-    p_labels, p_scores, p_cluster, p_rank, p_place, p_size, p_total,
-    num_tokens, num_labels, num_clusters, stride_lb, stride_ln, stride_sb, stride_sn,
-    RELEASED: tl.constexpr, TOTALS: tl.constexpr, TOKENS: tl.constexpr, CLUSTERS: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+    p_labels,
+    p_scores,
+    p_cluster,
+    p_rank,
+    p_place,
+    p_size,
+    p_total,
+    num_tokens,
+    num_labels,
+    num_clusters,
+    stride_lb,
+    stride_ln,
+    stride_sb,
+    stride_sn,
+    RELEASED: tl.constexpr,
+    TOTALS: tl.constexpr,
+    TOKENS: tl.constexpr,
+    CLUSTERS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     i_t, i_b = tl.program_id(0), tl.program_id(1).to(tl.int64)
     p_labels += i_b * stride_lb
     p_scores += i_b * stride_sb
@@ -113,17 +129,50 @@ def plan_tokens(
     cluster, rank, place = empty(num_tokens), empty(num_tokens), empty(num_tokens)
     size, total = empty(clusters), empty(clusters if config["TOTALS"] else 0, torch.float64)
     launch(
-        count_kernel, (cdiv(num_tokens, TOKENS) + cdiv(clusters, CLUSTERS), batch),
-        labels, scores, cluster, rank, place, size, total,
-        num_tokens, num_clusters, clusters, *labels.stride(), *scores.stride(),
-        RELEASED=quota == "released", TOTALS=config["TOTALS"], TOKENS=TOKENS, CLUSTERS=CLUSTERS, BLOCK=128, num_warps=4,
-    )  # fmt: skip
+        count_kernel,
+        (cdiv(num_tokens, TOKENS) + cdiv(clusters, CLUSTERS), batch),
+        labels,
+        scores,
+        cluster,
+        rank,
+        place,
+        size,
+        total,
+        num_tokens,
+        num_clusters,
+        clusters,
+        *labels.stride(),
+        *scores.stride(),
+        RELEASED=quota == "released",
+        TOTALS=config["TOTALS"],
+        TOKENS=TOKENS,
+        CLUSTERS=CLUSTERS,
+        BLOCK=128,
+        num_warps=4,
+    )
     scratch, keys = empty(4 * clusters + 3 * num_tokens + 2), empty(max(num_tokens, clusters), torch.int64)
     launch(
-        plan_kernel, (batch,),
-        scores, cluster, rank, place, size, total, scratch, keys, perm, offsets, anchors, merged.view(torch.uint8),
-        num_tokens, clusters, segments, *scores.stride(), **config, num_warps=_num_warps(config["BLOCK"]),
-    )  # fmt: skip
+        plan_kernel,
+        (batch,),
+        scores,
+        cluster,
+        rank,
+        place,
+        size,
+        total,
+        scratch,
+        keys,
+        perm,
+        offsets,
+        anchors,
+        merged.view(torch.uint8),
+        num_tokens,
+        clusters,
+        segments,
+        *scores.stride(),
+        **config,
+        num_warps=_num_warps(config["BLOCK"]),
+    )
     return perm, offsets, anchors, merged
 
 

@@ -63,9 +63,16 @@ def _dealt(p_size, p_count, num_clusters, rounds, BLOCK: tl.constexpr):
 
 @triton.jit
 def _floor_quotas(
-    p_size, p_count, p_keys, num_clusters, elite_budget, num_clustered, EXACT_: tl.constexpr,
-    ROUND_BITS: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+    p_size,
+    p_count,
+    p_keys,
+    num_clusters,
+    elite_budget,
+    num_clustered,
+    EXACT_: tl.constexpr,
+    ROUND_BITS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     """Eq. 5 in integers; "exact" deals what the floors lose in rounds by descending remainder. Returns what is left."""
     n = tl.maximum(num_clustered, 1).to(tl.int64)
     missing = elite_budget
@@ -197,12 +204,30 @@ def _elites(p_cluster, p_rank, p_count, o_i, m_i, num_clusters, keep_all):
 
 @triton.jit
 def plan_kernel(
-    p_scores, p_cluster, p_rank, p_place, p_size, p_total, p_scratch, p_keys,
-    p_perm, p_offsets, p_anchors, p_merged,
-    num_tokens, num_clusters, num_segments, stride_sb, stride_sn,
-    QUOTA: tl.constexpr, FILL: tl.constexpr, WHOLE: tl.constexpr, TOTALS: tl.constexpr, ROUND_BITS: tl.constexpr,
+    p_scores,
+    p_cluster,
+    p_rank,
+    p_place,
+    p_size,
+    p_total,
+    p_scratch,
+    p_keys,
+    p_perm,
+    p_offsets,
+    p_anchors,
+    p_merged,
+    num_tokens,
+    num_clusters,
+    num_segments,
+    stride_sb,
+    stride_sn,
+    QUOTA: tl.constexpr,
+    FILL: tl.constexpr,
+    WHOLE: tl.constexpr,
+    TOTALS: tl.constexpr,
+    ROUND_BITS: tl.constexpr,
     BLOCK: tl.constexpr,
-):  # fmt: skip
+):
     i_b = tl.program_id(0).to(tl.int64)
     p_scores += i_b * stride_sb
     p_cluster, p_rank, p_place = p_cluster + i_b * num_tokens, p_rank + i_b * num_tokens, p_place + i_b * num_tokens

@@ -14,12 +14,33 @@ UNROLL = 8  # tokens in flight
 
 @triton.jit
 def mean_of_segment(
-    p_x, p_perm, p_offsets, p_anchors, p_merged, p_y, i_row, i_b, i_s, i_slab,
-    num_tokens, width,
-    stride_xb, stride_xn, stride_xc, stride_pb, stride_pn, stride_ob, stride_os,
-    stride_ab, stride_as, stride_mb, stride_ms,
-    ADD_ANCHOR: tl.constexpr, UNROLL: tl.constexpr, BLOCK_C: tl.constexpr,
-):  # fmt: skip
+    p_x,
+    p_perm,
+    p_offsets,
+    p_anchors,
+    p_merged,
+    p_y,
+    i_row,
+    i_b,
+    i_s,
+    i_slab,
+    num_tokens,
+    width,
+    stride_xb,
+    stride_xn,
+    stride_xc,
+    stride_pb,
+    stride_pn,
+    stride_ob,
+    stride_os,
+    stride_ab,
+    stride_as,
+    stride_mb,
+    stride_ms,
+    ADD_ANCHOR: tl.constexpr,
+    UNROLL: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
     """Segment i_s of sample i_b, one slab of its channels, to row i_row of y."""
     o_c = i_slab * BLOCK_C + tl.arange(0, BLOCK_C)
     m_c = o_c < width
@@ -73,18 +94,59 @@ def mean_of_segment(
 
 @triton.jit
 def segment_mean_kernel(
-    p_x, p_perm, p_offsets, p_anchors, p_merged, p_y,
-    num_segments, num_tokens, width,
-    stride_xb, stride_xn, stride_xc, stride_pb, stride_pn, stride_ob, stride_os,
-    stride_ab, stride_as, stride_mb, stride_ms,
-    ADD_ANCHOR: tl.constexpr, UNROLL: tl.constexpr, BLOCK_C: tl.constexpr,
-):  # fmt: skip
+    p_x,
+    p_perm,
+    p_offsets,
+    p_anchors,
+    p_merged,
+    p_y,
+    num_segments,
+    num_tokens,
+    width,
+    stride_xb,
+    stride_xn,
+    stride_xc,
+    stride_pb,
+    stride_pn,
+    stride_ob,
+    stride_os,
+    stride_ab,
+    stride_as,
+    stride_mb,
+    stride_ms,
+    ADD_ANCHOR: tl.constexpr,
+    UNROLL: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
     i_row = tl.program_id(0).to(tl.int64)
     mean_of_segment(
-        p_x, p_perm, p_offsets, p_anchors, p_merged, p_y, i_row, i_row // num_segments, i_row % num_segments,
-        tl.program_id(1), num_tokens, width, stride_xb, stride_xn, stride_xc, stride_pb, stride_pn,
-        stride_ob, stride_os, stride_ab, stride_as, stride_mb, stride_ms, ADD_ANCHOR, UNROLL, BLOCK_C,
-    )  # fmt: skip
+        p_x,
+        p_perm,
+        p_offsets,
+        p_anchors,
+        p_merged,
+        p_y,
+        i_row,
+        i_row // num_segments,
+        i_row % num_segments,
+        tl.program_id(1),
+        num_tokens,
+        width,
+        stride_xb,
+        stride_xn,
+        stride_xc,
+        stride_pb,
+        stride_pn,
+        stride_ob,
+        stride_os,
+        stride_ab,
+        stride_as,
+        stride_mb,
+        stride_ms,
+        ADD_ANCHOR,
+        UNROLL,
+        BLOCK_C,
+    )
 
 
 def segment_mean(
@@ -111,12 +173,27 @@ def segment_mean(
     if merged.dtype == torch.bool:
         merged = merged.view(torch.uint8)
     launch(
-        segment_mean_kernel, (batch * num_segments, cdiv(width, BLOCK_C)),
-        x, perm, offsets, anchors, merged, y,
-        num_segments, num_tokens, width,
-        *x.stride(), *perm.stride(), *offsets.stride(), *anchors.stride(), *merged.stride(),
-        ADD_ANCHOR=add, UNROLL=UNROLL, BLOCK_C=BLOCK_C, num_warps=4,
-    )  # fmt: skip
+        segment_mean_kernel,
+        (batch * num_segments, cdiv(width, BLOCK_C)),
+        x,
+        perm,
+        offsets,
+        anchors,
+        merged,
+        y,
+        num_segments,
+        num_tokens,
+        width,
+        *x.stride(),
+        *perm.stride(),
+        *offsets.stride(),
+        *anchors.stride(),
+        *merged.stride(),
+        ADD_ANCHOR=add,
+        UNROLL=UNROLL,
+        BLOCK_C=BLOCK_C,
+        num_warps=4,
+    )
     return y
 
 

@@ -31,10 +31,28 @@ def segment_of(p_offsets, o_i, num_segments, num_tokens, stride_os, STEPS: tl.co
 
 @triton.jit
 def locate_kernel(
-    p_perm, p_offsets, p_anchors, p_merged, p_segment, p_added, p_more,
-    num_segments, num_tokens, stride_pb, stride_pn, stride_ob, stride_os, stride_ab, stride_as, stride_mb, stride_ms,
-    ADD_ANCHOR: tl.constexpr, STEPS: tl.constexpr, TOKENS: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+    p_perm,
+    p_offsets,
+    p_anchors,
+    p_merged,
+    p_segment,
+    p_added,
+    p_more,
+    num_segments,
+    num_tokens,
+    stride_pb,
+    stride_pn,
+    stride_ob,
+    stride_os,
+    stride_ab,
+    stride_as,
+    stride_mb,
+    stride_ms,
+    ADD_ANCHOR: tl.constexpr,
+    STEPS: tl.constexpr,
+    TOKENS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     i_b = tl.program_id(1).to(tl.int64)
     o_i = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
     p_perm += i_b * stride_pb
@@ -93,11 +111,33 @@ def _share(p_grad, p_offsets, i_s, o_c, width, num_tokens, stride_gs, stride_gc,
 
 @triton.jit
 def gradient_kernel(
-    p_grad, p_perm, p_offsets, p_anchors, p_merged, p_segment, p_added, p_more, p_out,
-    num_segments, num_tokens, width, stride_gb, stride_gs, stride_gc,
-    stride_pb, stride_pn, stride_ob, stride_os, stride_ab, stride_as, stride_mb, stride_ms,
-    ADD_ANCHOR: tl.constexpr, STEPS: tl.constexpr, BLOCK_C: tl.constexpr,
-):  # fmt: skip
+    p_grad,
+    p_perm,
+    p_offsets,
+    p_anchors,
+    p_merged,
+    p_segment,
+    p_added,
+    p_more,
+    p_out,
+    num_segments,
+    num_tokens,
+    width,
+    stride_gb,
+    stride_gs,
+    stride_gc,
+    stride_pb,
+    stride_pn,
+    stride_ob,
+    stride_os,
+    stride_ab,
+    stride_as,
+    stride_mb,
+    stride_ms,
+    ADD_ANCHOR: tl.constexpr,
+    STEPS: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
     i_row = tl.program_id(0).to(tl.int64)
     i_b, i_n = i_row // num_tokens, i_row % num_tokens
     o_c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -155,16 +195,46 @@ def segment_mean_backward(
     strides = (*perm.stride(), *offsets.stride(), *anchors.stride(), *merged.stride())
     steps = _steps(num_segments)
     launch(
-        locate_kernel, (cdiv(num_tokens, TOKENS), batch),
-        perm, offsets, anchors, merged, segment, added, more, num_segments, num_tokens, *strides,
-        ADD_ANCHOR=add, STEPS=steps, TOKENS=TOKENS, BLOCK=BLOCK, num_warps=4,
-    )  # fmt: skip
+        locate_kernel,
+        (cdiv(num_tokens, TOKENS), batch),
+        perm,
+        offsets,
+        anchors,
+        merged,
+        segment,
+        added,
+        more,
+        num_segments,
+        num_tokens,
+        *strides,
+        ADD_ANCHOR=add,
+        STEPS=steps,
+        TOKENS=TOKENS,
+        BLOCK=BLOCK,
+        num_warps=4,
+    )
     launch(
-        gradient_kernel, (batch * num_tokens, cdiv(width, BLOCK_C)),
-        grad, perm, offsets, anchors, merged, segment, added, more, out,
-        num_segments, num_tokens, width, *grad.stride(), *strides,
-        ADD_ANCHOR=add, STEPS=steps, BLOCK_C=BLOCK_C, num_warps=4,
-    )  # fmt: skip
+        gradient_kernel,
+        (batch * num_tokens, cdiv(width, BLOCK_C)),
+        grad,
+        perm,
+        offsets,
+        anchors,
+        merged,
+        segment,
+        added,
+        more,
+        out,
+        num_segments,
+        num_tokens,
+        width,
+        *grad.stride(),
+        *strides,
+        ADD_ANCHOR=add,
+        STEPS=steps,
+        BLOCK_C=BLOCK_C,
+        num_warps=4,
+    )
     return out
 
 

@@ -29,9 +29,16 @@ def _count_digits(b_key, m_key, prefix, SHIFT: tl.constexpr):
 
 @triton.jit
 def select_tokens_kernel(
-    p_scores, p_index, num_tokens, k, stride_b, stride_n,
-    LARGEST: tl.constexpr, ONE_BLOCK: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+    p_scores,
+    p_index,
+    num_tokens,
+    k,
+    stride_b,
+    stride_n,
+    LARGEST: tl.constexpr,
+    ONE_BLOCK: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     i_b = tl.program_id(0).to(tl.int64)
     p_scores += i_b * stride_b
     p_index += i_b * k
@@ -83,10 +90,17 @@ def select_tokens(scores: Tensor, k: int, *, largest: bool = False) -> Tensor:
     if k > 0:
         config = _config(num_tokens)
         launch(
-            select_tokens_kernel, (batch,),
-            batched, index, num_tokens, k, *batched.stride(),
-            LARGEST=largest, **config, num_warps=_num_warps(config["BLOCK"]),
-        )  # fmt: skip
+            select_tokens_kernel,
+            (batch,),
+            batched,
+            index,
+            num_tokens,
+            k,
+            *batched.stride(),
+            LARGEST=largest,
+            **config,
+            num_warps=_num_warps(config["BLOCK"]),
+        )
     return index
 
 

@@ -20,9 +20,17 @@ from .rare import Args
 HALF, OTHER, FULL = torch.bfloat16, torch.float16, torch.float32
 SMALL, LARGE, MOST = 384, 4608, launcher.MAX_TOKENS  # tokens: the last of the small tile, video, the most
 PLAIN = dict(
-    HAS_VALID=False, HAS_COUNTS=False, HAS_POS=True, P=2, POS64=False, COSINE=False, SELF=False, RELEASED=False,
-    KNN=False, ROOT_MAX=False,
-)  # fmt: skip
+    HAS_VALID=False,
+    HAS_COUNTS=False,
+    HAS_POS=True,
+    P=2,
+    POS64=False,
+    COSINE=False,
+    SELF=False,
+    RELEASED=False,
+    KNN=False,
+    ROOT_MAX=False,
+)
 RELEASED = {"SELF": True, "RELEASED": True}
 EVERY = {"HAS_COUNTS": True, "P": 3, "POS64": True, "SELF": True, "ROOT_MAX": True}
 PHASES = "ALL INIT VERIFY ANCHOR TILE DENSITY PARENT DENSITY+ PARENT+ CHOOSE RESOLVE"  # +: of stored tiles
@@ -123,10 +131,28 @@ def _signature(kernel: Any, dtype: torch.dtype, fields: tuple[str, ...]) -> dict
     """Types of arguments that come first, by their names in Args."""
     kind = NAMES[dtype]
     pointers = dict(
-        x=kind, positions="fp32", valid="u8", cu_seqlens="i32", counts="i64", labels="i64", centers="i64",
-        parent="i64", rho="fp32", delta="fp32", copy=kind, anchors="fp32", gains="fp32", norms="fp32",
-        doubles="fp64", ints="i32", longs="i64", state="i64", scratch="fp32", d2="fp64", key="fp32",
-    )  # fmt: skip
+        x=kind,
+        positions="fp32",
+        valid="u8",
+        cu_seqlens="i32",
+        counts="i64",
+        labels="i64",
+        centers="i64",
+        parent="i64",
+        rho="fp32",
+        delta="fp32",
+        copy=kind,
+        anchors="fp32",
+        gains="fp32",
+        norms="fp32",
+        doubles="fp64",
+        ints="i32",
+        longs="i64",
+        state="i64",
+        scratch="fp32",
+        d2="fp64",
+        key="fp32",
+    )
     types = [f"*{pointers[name]}" if name in pointers else "fp32" if name == "rate" else "i32" for name in fields]
     return dict(zip(kernel.arg_names, types, strict=False))
 
@@ -142,12 +168,54 @@ def _rare_specs(op: str) -> list[AotSpec]:
         name = f"{op}:unit[{NAMES[dtype]}]"
         found.append(AotSpec(name, rare.unit_kernel, signature, constants, divisible=("p_x", "p_u", "W")))
 
-    pairs = ("x", "cu_seqlens", "copy", "gains", "norms", "state", "d2", "n", "total", "first", "rows", "s_batch",
-             "s_row", "s2_hi", "s2_lo")  # fmt: skip
-    nearest = ("x", "cu_seqlens", "copy", "gains", "norms", "ints", "state", "centers", "labels", "n", "total",
-               "num_centers", "s_batch", "s_row")  # fmt: skip
-    gamma = ("cu_seqlens", "norms", "doubles", "ints", "longs", "state", "rho", "delta", "key", "n", "total", "s2_hi",
-             "s2_lo")  # fmt: skip
+    pairs = (
+        "x",
+        "cu_seqlens",
+        "copy",
+        "gains",
+        "norms",
+        "state",
+        "d2",
+        "n",
+        "total",
+        "first",
+        "rows",
+        "s_batch",
+        "s_row",
+        "s2_hi",
+        "s2_lo",
+    )
+    nearest = (
+        "x",
+        "cu_seqlens",
+        "copy",
+        "gains",
+        "norms",
+        "ints",
+        "state",
+        "centers",
+        "labels",
+        "n",
+        "total",
+        "num_centers",
+        "s_batch",
+        "s_row",
+    )
+    gamma = (
+        "cu_seqlens",
+        "norms",
+        "doubles",
+        "ints",
+        "longs",
+        "state",
+        "rho",
+        "delta",
+        "key",
+        "n",
+        "total",
+        "s2_hi",
+        "s2_lo",
+    )
     cases: list[tuple[str, torch.dtype, dict[str, Any]]] = [
         ("paper", HALF, {}),
         ("cosine", FULL, {"COSINE": True}),
@@ -179,3 +247,7 @@ def _rare_specs(op: str) -> list[AotSpec]:
                     )
                 )
     return found
+
+
+def aot_specs() -> list[AotSpec]:
+    return specs("vic_cluster")

@@ -140,9 +140,19 @@ def repair(p_x, s_row, q, o_i, o_j, p_state, D: tl.constexpr, BM: tl.constexpr, 
 
 @triton.jit
 def finish_tile(
-    p_x, s_row, acc, p_norm, p_state, i, j, n,
-    D: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr, FLOOR: tl.constexpr,
-):  # fmt: skip
+    p_x,
+    s_row,
+    acc,
+    p_norm,
+    p_state,
+    i,
+    j,
+    n,
+    D: tl.constexpr,
+    BM: tl.constexpr,
+    BD: tl.constexpr,
+    FLOOR: tl.constexpr,
+):
     """q [BM, BM] from the Gram tile of rows i and columns j; +inf off the pairs of distinct real tokens."""
     last = tl.maximum(n - 1, 0)
     n_i = tl.load(p_norm + i, mask=i < n, other=-1.0, cache_modifier=".cg")
@@ -235,9 +245,18 @@ def add_densities(p_min, p_sum, q, i, j, ti, tj, n, rate, COSINE: tl.constexpr, 
 
 @triton.jit
 def density_of(
-    p_norm, p_min, p_sum, p_log, r, n, inverse,
-    COSINE: tl.constexpr, SELF: tl.constexpr, EPS: tl.constexpr, KNN: tl.constexpr,
-):  # fmt: skip
+    p_norm,
+    p_min,
+    p_sum,
+    p_log,
+    r,
+    n,
+    inverse,
+    COSINE: tl.constexpr,
+    SELF: tl.constexpr,
+    EPS: tl.constexpr,
+    KNN: tl.constexpr,
+):
     """log-density in float64 (-inf: near nothing) and density in float32."""
     norm = tl.load(p_norm + r, mask=r < n, other=-1.0, cache_modifier=".cg")
     real = (norm >= 0.0) & (norm < INF)
@@ -328,10 +347,33 @@ def keys_of(q, above, close, RELEASED: tl.constexpr, HAS_POS: tl.constexpr):
 
 @triton.jit
 def find_parents(
-    p_norm, p_min, p_sum, p_best, p_log, p_rho, p_pos, s_pos, s_dim, q, i, j, ti, tj, n, inverse, limit,
-    COSINE: tl.constexpr, SELF: tl.constexpr, EPS: tl.constexpr, KNN: tl.constexpr, RELEASED: tl.constexpr,
-    HAS_POS: tl.constexpr, P: tl.constexpr, POS64: tl.constexpr, BM: tl.constexpr,
-):  # fmt: skip
+    p_norm,
+    p_min,
+    p_sum,
+    p_best,
+    p_log,
+    p_rho,
+    p_pos,
+    s_pos,
+    s_dim,
+    q,
+    i,
+    j,
+    ti,
+    tj,
+    n,
+    inverse,
+    limit,
+    COSINE: tl.constexpr,
+    SELF: tl.constexpr,
+    EPS: tl.constexpr,
+    KNN: tl.constexpr,
+    RELEASED: tl.constexpr,
+    HAS_POS: tl.constexpr,
+    P: tl.constexpr,
+    POS64: tl.constexpr,
+    BM: tl.constexpr,
+):
     """Nearest denser token of the tile for each row and column; diagonal tiles also publish the densities."""
     log_i, rho_i = density_of(p_norm, p_min, p_sum, p_log, i, n, inverse, COSINE, SELF, EPS, KNN)
     log_j, rho_j = density_of(p_norm, p_min, p_sum, p_log, j, n, inverse, COSINE, SELF, EPS, KNN)

@@ -209,19 +209,57 @@ def cluster(
     valid = x if p.valid is None else p.valid.view(torch.uint8)
     s_vb, s_vn = (0, 0) if p.valid is None else valid.stride()
     constants = constants_of(
-        n, width, x.dtype, is_hip(),
-        VARLEN=p.cu_seqlens is not None, HAS_VALID=p.valid is not None, HAS_COUNTS=p.counts is not None,
-        HAS_POS=has_pos, P=axes, POS64=positions.dtype == torch.float64 or not 1e-30 < limit < 1e30,
-        COSINE=metric == "cosine", SELF=own, RELEASED=released, KNN=density == "knn", ROOT_MAX=root_delta == "max",
-    )  # fmt: skip
+        n,
+        width,
+        x.dtype,
+        is_hip(),
+        VARLEN=p.cu_seqlens is not None,
+        HAS_VALID=p.valid is not None,
+        HAS_COUNTS=p.counts is not None,
+        HAS_POS=has_pos,
+        P=axes,
+        POS64=positions.dtype == torch.float64 or not 1e-30 < limit < 1e30,
+        COSINE=metric == "cosine",
+        SELF=own,
+        RELEASED=released,
+        KNN=density == "knn",
+        ROOT_MAX=root_delta == "max",
+    )
     args = Args(
-        x, positions, valid, p.cu_seqlens if p.cu_seqlens is not None else state,
-        p.counts if p.counts is not None else state, labels, centers, parent, rho, delta,
-        copy, anchors, gains, norms, doubles, ints, longs, state, norms,
-        n, total, p.num_centers, 0 if x.dim() == 2 else x.stride(0), x.stride(-2), s_vb, s_vn,
-        0 if shared else positions.stride(0), positions.stride(-2), positions.stride(-1),
-        min(inverse, 3e38), *halves(scale2), *halves(inverse), *halves(limit),
-    )  # fmt: skip
+        x,
+        positions,
+        valid,
+        p.cu_seqlens if p.cu_seqlens is not None else state,
+        p.counts if p.counts is not None else state,
+        labels,
+        centers,
+        parent,
+        rho,
+        delta,
+        copy,
+        anchors,
+        gains,
+        norms,
+        doubles,
+        ints,
+        longs,
+        state,
+        norms,
+        n,
+        total,
+        p.num_centers,
+        0 if x.dim() == 2 else x.stride(0),
+        x.stride(-2),
+        s_vb,
+        s_vn,
+        0 if shared else positions.stride(0),
+        positions.stride(-2),
+        positions.stride(-1),
+        min(inverse, 3e38),
+        *halves(scale2),
+        *halves(inverse),
+        *halves(limit),
+    )
 
     def run(phase: int, programs: int) -> None:
         options = limits_of(phase, x.dtype, constants["STORE"], is_hip())
@@ -252,9 +290,3 @@ def cluster(
     if assign == "nearest":
         nearest_centers(args, constants)
     return labels, centers, parent, rho, delta
-
-
-def aot_specs() -> list[Any]:
-    from .aot import specs  # which imports this module
-
-    return specs("vic_cluster")

@@ -164,10 +164,22 @@ def vic_cluster(
     The result is a partition: a gradient asked through rho or delta raises RuntimeError.
     """
     return torch.ops.vitcop.vic_cluster(
-        features, positions, d_c, tau, num_centers, valid, center_counts,
-        semantics=semantics, metric=metric, dist_scale=dist_scale, density=density, knn=knn,
-        include_self=include_self, assign=assign, root_delta=root_delta,
-    )  # fmt: skip
+        features,
+        positions,
+        d_c,
+        tau,
+        num_centers,
+        valid,
+        center_counts,
+        semantics=semantics,
+        metric=metric,
+        dist_scale=dist_scale,
+        density=density,
+        knn=knn,
+        include_self=include_self,
+        assign=assign,
+        root_delta=root_delta,
+    )
 
 
 def num_centers_for(center_ratio: float, num_tokens: int, *, semantics: str = "paper") -> int:

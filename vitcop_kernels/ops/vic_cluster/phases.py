@@ -85,15 +85,67 @@ def workspace(i_b, N, p_f32, p_f64, p_i32, p_i64, p_state):
 
 @triton.jit(do_not_specialize=SCALARS)
 def vic_kernel(
-    p_x, p_pos, p_valid, p_cu, p_counts, p_labels, p_centers, p_parent, p_rho, p_delta,
-    p_copy, p_anchor, p_gain, p_f32, p_f64, p_i32, p_i64, p_state, p_q,
-    N, T, num_centers, s_batch, s_row, s_vb, s_vn, s_pb, s_pn, s_pd, rate, s2_hi, s2_lo, inv_hi, inv_lo, lim_hi, lim_lo,
-    PHASE: tl.constexpr, STORE: tl.constexpr, VARLEN: tl.constexpr, HAS_VALID: tl.constexpr, HAS_COUNTS: tl.constexpr,
-    HAS_POS: tl.constexpr, P: tl.constexpr, POS64: tl.constexpr, COSINE: tl.constexpr, SELF: tl.constexpr,
-    RELEASED: tl.constexpr, KNN: tl.constexpr, ROOT_MAX: tl.constexpr, EPS: tl.constexpr, D: tl.constexpr,
-    BM: tl.constexpr, BK: tl.constexpr, BD: tl.constexpr, PREC: tl.constexpr, UP: tl.constexpr, SLABS: tl.constexpr,
-    NP: tl.constexpr, JUMPS: tl.constexpr, FLOOR: tl.constexpr,
-):  # fmt: skip
+    p_x,
+    p_pos,
+    p_valid,
+    p_cu,
+    p_counts,
+    p_labels,
+    p_centers,
+    p_parent,
+    p_rho,
+    p_delta,
+    p_copy,
+    p_anchor,
+    p_gain,
+    p_f32,
+    p_f64,
+    p_i32,
+    p_i64,
+    p_state,
+    p_q,
+    N,
+    T,
+    num_centers,
+    s_batch,
+    s_row,
+    s_vb,
+    s_vn,
+    s_pb,
+    s_pn,
+    s_pd,
+    rate,
+    s2_hi,
+    s2_lo,
+    inv_hi,
+    inv_lo,
+    lim_hi,
+    lim_lo,
+    PHASE: tl.constexpr,
+    STORE: tl.constexpr,
+    VARLEN: tl.constexpr,
+    HAS_VALID: tl.constexpr,
+    HAS_COUNTS: tl.constexpr,
+    HAS_POS: tl.constexpr,
+    P: tl.constexpr,
+    POS64: tl.constexpr,
+    COSINE: tl.constexpr,
+    SELF: tl.constexpr,
+    RELEASED: tl.constexpr,
+    KNN: tl.constexpr,
+    ROOT_MAX: tl.constexpr,
+    EPS: tl.constexpr,
+    D: tl.constexpr,
+    BM: tl.constexpr,
+    BK: tl.constexpr,
+    BD: tl.constexpr,
+    PREC: tl.constexpr,
+    UP: tl.constexpr,
+    SLABS: tl.constexpr,
+    NP: tl.constexpr,
+    JUMPS: tl.constexpr,
+    FLOOR: tl.constexpr,
+):
     t = tl.program_id(0)
     i_b = tl.program_id(1).to(tl.int64)
     start, n = sample_of(p_cu, i_b, N, T, VARLEN)
@@ -124,9 +176,7 @@ def vic_kernel(
 
     # Norms, and whether offsets are worth removing.
     if PHASE == ALL or PHASE == INIT:
-        init_rows(
-            p_x, s_row, p_valid, s_vn, p_norm, p_min, p_sum, p_best, p_mine, n, t, programs, HAS_VALID, D, 8, BD
-        )  # fmt: skip
+        init_rows(p_x, s_row, p_valid, s_vn, p_norm, p_min, p_sum, p_best, p_mine, n, t, programs, HAS_VALID, D, 8, BD)
         propose_anchors(p_x, s_row, p_valid, s_vn, p_anchor, p_gain, n, t, programs, HAS_VALID, D)
         if VARLEN and t == 0:
             fill_unheld(p_cu, p_labels, p_parent, p_rho, p_delta, i_b, start, n, N, T, tl.num_programs(1))
@@ -194,9 +244,25 @@ def vic_kernel(
         if PHASE == ALL or PHASE == DENSITY:
             if wide:
                 wide_densities(
-                    p_x, s_row, p_norm, p_log, p_rho + start, p_mine, n, t, programs, inverse,
-                    COSINE, SELF, EPS, KNN, ROOT_MAX, D, 8, min(BD, 64),
-                )  # fmt: skip
+                    p_x,
+                    s_row,
+                    p_norm,
+                    p_log,
+                    p_rho + start,
+                    p_mine,
+                    n,
+                    t,
+                    programs,
+                    inverse,
+                    COSINE,
+                    SELF,
+                    EPS,
+                    KNN,
+                    ROOT_MAX,
+                    D,
+                    8,
+                    min(BD, 64),
+                )
             elif not KNN:
                 add_densities(p_min, p_sum, q, i, j, ti, tj, n, rate, COSINE, SELF, EPS)
         if PHASE == ALL:
@@ -215,14 +281,59 @@ def vic_kernel(
         if PHASE == ALL or PHASE == PARENT:
             if wide:
                 wide_parents(
-                    p_x, s_row, p_norm, p_log, p_rho + start, p_d2, p_par, p_pos, s_pn, s_pd, n, t, programs, scale2,
-                    limit, COSINE, EPS, RELEASED, HAS_POS, P, D, 8, min(BD, 64),
-                )  # fmt: skip
+                    p_x,
+                    s_row,
+                    p_norm,
+                    p_log,
+                    p_rho + start,
+                    p_d2,
+                    p_par,
+                    p_pos,
+                    s_pn,
+                    s_pd,
+                    n,
+                    t,
+                    programs,
+                    scale2,
+                    limit,
+                    COSINE,
+                    EPS,
+                    RELEASED,
+                    HAS_POS,
+                    P,
+                    D,
+                    8,
+                    min(BD, 64),
+                )
             else:
                 find_parents(
-                    p_norm, p_min, p_sum, p_best, p_log, p_rho + start, p_pos, s_pn, s_pd, q, i, j, ti, tj, n,
-                    inverse, limit, COSINE, SELF, EPS, KNN, RELEASED, HAS_POS, P, POS64, BM,
-                )  # fmt: skip
+                    p_norm,
+                    p_min,
+                    p_sum,
+                    p_best,
+                    p_log,
+                    p_rho + start,
+                    p_pos,
+                    s_pn,
+                    s_pd,
+                    q,
+                    i,
+                    j,
+                    ti,
+                    tj,
+                    n,
+                    inverse,
+                    limit,
+                    COSINE,
+                    SELF,
+                    EPS,
+                    KNN,
+                    RELEASED,
+                    HAS_POS,
+                    P,
+                    POS64,
+                    BM,
+                )
         if PHASE == ALL:
             arrive(p_mine + BARRIERS + 5)
             zero = wait(p_mine + BARRIERS + 5, programs)
@@ -236,9 +347,25 @@ def vic_kernel(
     # Centres and labels.
     if PHASE == ALL or PHASE == CHOOSE:
         choose_centers(
-            p_norm, p_log, p_best, p_d2, p_par, p_cen, p_mine, p_delta + start,
-            wanted(p_counts, i_b, num_centers, HAS_COUNTS), n, t, programs, scale2, COSINE, EPS, ROOT_MAX, 8, 128,
-        )  # fmt: skip
+            p_norm,
+            p_log,
+            p_best,
+            p_d2,
+            p_par,
+            p_cen,
+            p_mine,
+            p_delta + start,
+            wanted(p_counts, i_b, num_centers, HAS_COUNTS),
+            n,
+            t,
+            programs,
+            scale2,
+            COSINE,
+            EPS,
+            ROOT_MAX,
+            8,
+            128,
+        )
     final = True
     if PHASE == ALL:
         tl.debug_barrier()
@@ -247,6 +374,23 @@ def vic_kernel(
     if PHASE == ALL or PHASE == RESOLVE:
         if final:
             resolve(
-                p_norm, p_log, p_best, p_d2, p_par, p_cen, p_mine, p_labels + start, p_parent + start,
-                p_centers + i_b * num_centers, n, num_centers, scale2, COSINE, EPS, RELEASED, NP, JUMPS, 128,
-            )  # fmt: skip
+                p_norm,
+                p_log,
+                p_best,
+                p_d2,
+                p_par,
+                p_cen,
+                p_mine,
+                p_labels + start,
+                p_parent + start,
+                p_centers + i_b * num_centers,
+                n,
+                num_centers,
+                scale2,
+                COSINE,
+                EPS,
+                RELEASED,
+                NP,
+                JUMPS,
+                128,
+            )

@@ -29,9 +29,23 @@ def row_norms(p_x, s_row, o_r, m_r, D: tl.constexpr, BR: tl.constexpr, BD: tl.co
 
 @triton.jit
 def init_rows(
-    p_x, s_row, p_valid, s_valid, p_norm, p_min, p_sum, p_best, p_state, n, t, programs,
-    HAS_VALID: tl.constexpr, D: tl.constexpr, BR: tl.constexpr, BD: tl.constexpr,
-):  # fmt: skip
+    p_x,
+    s_row,
+    p_valid,
+    s_valid,
+    p_norm,
+    p_min,
+    p_sum,
+    p_best,
+    p_state,
+    n,
+    t,
+    programs,
+    HAS_VALID: tl.constexpr,
+    D: tl.constexpr,
+    BR: tl.constexpr,
+    BD: tl.constexpr,
+):
     """Norms and neutral elements of this program's share of the rows."""
     for r0 in range(t * BR, n, programs * BR):
         o_r = r0 + tl.arange(0, BR)

@@ -107,9 +107,23 @@ def tile64(p_x, s_row, p_norm, i, j, n, D: tl.constexpr, BM: tl.constexpr, BD: t
 
 @triton.jit
 def any_tile(
-    p_x, s_row, p_copy, p_gain, p_norm, p_state, i, j, n, D: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr,
-    PREC: tl.constexpr, UP: tl.constexpr, SLABS: tl.constexpr, FLOOR: tl.constexpr,
-):  # fmt: skip
+    p_x,
+    s_row,
+    p_copy,
+    p_gain,
+    p_norm,
+    p_state,
+    i,
+    j,
+    n,
+    D: tl.constexpr,
+    BM: tl.constexpr,
+    BK: tl.constexpr,
+    PREC: tl.constexpr,
+    UP: tl.constexpr,
+    SLABS: tl.constexpr,
+    FLOOR: tl.constexpr,
+):
     """q [BM, BM] in float64 of any rows and columns: the bits of the triangle's tiles; an index >= n is nobody."""
     if tl.load(p_state + WIDE) > 0:
         q = tile64(p_x, s_row, p_norm, i, j, n, D, BM, 32)
@@ -126,10 +140,33 @@ def any_tile(
 
 @triton.jit(do_not_specialize=["N", "T", "first", "rows", "s2_hi", "s2_lo"])
 def pairs_kernel(
-    p_x, p_cu, p_copy, p_gain, p_f32, p_state, p_out, N, T, first, rows, s_batch, s_row, s2_hi, s2_lo,
-    VARLEN: tl.constexpr, COSINE: tl.constexpr, SELF: tl.constexpr, EPS: tl.constexpr, D: tl.constexpr,
-    BM: tl.constexpr, BK: tl.constexpr, PREC: tl.constexpr, UP: tl.constexpr, SLABS: tl.constexpr, FLOOR: tl.constexpr,
-):  # fmt: skip
+    p_x,
+    p_cu,
+    p_copy,
+    p_gain,
+    p_f32,
+    p_state,
+    p_out,
+    N,
+    T,
+    first,
+    rows,
+    s_batch,
+    s_row,
+    s2_hi,
+    s2_lo,
+    VARLEN: tl.constexpr,
+    COSINE: tl.constexpr,
+    SELF: tl.constexpr,
+    EPS: tl.constexpr,
+    D: tl.constexpr,
+    BM: tl.constexpr,
+    BK: tl.constexpr,
+    PREC: tl.constexpr,
+    UP: tl.constexpr,
+    SLABS: tl.constexpr,
+    FLOOR: tl.constexpr,
+):
     """d^2 of rows [first, first + rows) to all tokens."""
     i_b = tl.program_id(2).to(tl.int64)
     start, n = sample_of(p_cu, i_b, N, T, VARLEN)
@@ -140,9 +177,23 @@ def pairs_kernel(
     j = tl.program_id(1) * BM + o
     p_norm = p_f32 + i_b * N
     q = any_tile(
-        p_x, s_row, p_copy + i_b * N * D, p_gain + i_b * SLABS, p_norm, p_state + i_b * STATE, i, j, n,
-        D, BM, BK, PREC, UP, SLABS, FLOOR,
-    )  # fmt: skip
+        p_x,
+        s_row,
+        p_copy + i_b * N * D,
+        p_gain + i_b * SLABS,
+        p_norm,
+        p_state + i_b * STATE,
+        i,
+        j,
+        n,
+        D,
+        BM,
+        BK,
+        PREC,
+        UP,
+        SLABS,
+        FLOOR,
+    )
     d2 = tl.where(q < INF, (y_of(tl.where(q < INF, q, 0.0), COSINE) + EPS) * double(s2_hi, s2_lo), INF)
     if SELF:
         norm = tl.load(p_norm + i, mask=i < n, other=-1.0)
@@ -160,10 +211,27 @@ def neighbour_densities(a: Args, shared: dict[str, Any], k: int) -> None:
         count = min(rows, n - first)
         d2 = torch.empty((batch, count, n), dtype=torch.float64, device=a.x.device)
         launch(
-            pairs_kernel, (cdiv(count, tile), cdiv(n, tile), batch),
-            a.x, a.cu_seqlens, a.copy, a.gains, a.norms, a.state, d2, a.n, a.total, first, count, a.s_batch, a.s_row,
-            a.s2_hi, a.s2_lo, **chosen(shared, "VARLEN COSINE SELF EPS D BK PREC UP SLABS FLOOR"), BM=tile, num_warps=4,
-        )  # fmt: skip
+            pairs_kernel,
+            (cdiv(count, tile), cdiv(n, tile), batch),
+            a.x,
+            a.cu_seqlens,
+            a.copy,
+            a.gains,
+            a.norms,
+            a.state,
+            d2,
+            a.n,
+            a.total,
+            first,
+            count,
+            a.s_batch,
+            a.s_row,
+            a.s2_hi,
+            a.s2_lo,
+            **chosen(shared, "VARLEN COSINE SELF EPS D BK PREC UP SLABS FLOOR"),
+            BM=tile,
+            num_warps=4,
+        )
         nearest = d2.topk(k, largest=False).values  # ascending: equal sets give equal sums
         finite = nearest.isfinite()
         found = finite.sum(-1)
@@ -178,18 +246,42 @@ def chosen(constants: dict[str, Any], names: str) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------------------------- centres
 @triton.jit(do_not_specialize=["N", "T", "s2_hi", "s2_lo"])
 def gamma_kernel(
-    p_cu, p_f32, p_f64, p_i32, p_i64, p_state, p_rho, p_delta, p_key, N, T, s2_hi, s2_lo,
-    VARLEN: tl.constexpr, COSINE: tl.constexpr, EPS: tl.constexpr, ROOT_MAX: tl.constexpr, BR: tl.constexpr,
-):  # fmt: skip
+    p_cu,
+    p_f32,
+    p_f64,
+    p_i32,
+    p_i64,
+    p_state,
+    p_rho,
+    p_delta,
+    p_key,
+    N,
+    T,
+    s2_hi,
+    s2_lo,
+    VARLEN: tl.constexpr,
+    COSINE: tl.constexpr,
+    EPS: tl.constexpr,
+    ROOT_MAX: tl.constexpr,
+    BR: tl.constexpr,
+):
     """delta, and -gamma as the authors' float32 code has it; padding comes last, non-finite tokens before it."""
     i_b = tl.program_id(1).to(tl.int64)
     start, n = sample_of(p_cu, i_b, N, T, VARLEN)
     r = tl.program_id(0) * BR + tl.arange(0, BR)
     norm = tl.load(p_f32 + i_b * N + r, mask=r < n, other=-1.0)
     d2, _ = outcome_of(
-        p_i64 + (2 * i_b + 1) * N, p_f64 + (2 * i_b + 1) * N, p_i32 + (3 * i_b + 2) * N, p_state + i_b * STATE, r, n,
-        double(s2_hi, s2_lo), COSINE, EPS, ROOT_MAX,
-    )  # fmt: skip
+        p_i64 + (2 * i_b + 1) * N,
+        p_f64 + (2 * i_b + 1) * N,
+        p_i32 + (3 * i_b + 2) * N,
+        p_state + i_b * STATE,
+        r,
+        n,
+        double(s2_hi, s2_lo),
+        COSINE,
+        EPS,
+        ROOT_MAX,
+    )
     delta = tl.where(norm == -1.0, INF, tl.sqrt(d2)).to(tl.float32)
     rho = tl.load(p_rho + start + r, mask=r < n, other=0.0)
     far = delta == INF  # or too large for float32 alone: 0 * inf would be sorted behind padding
@@ -205,10 +297,25 @@ def released_centers(a: Args, shared: dict[str, Any], counts: Tensor | None) -> 
     batch, _, n = a.ints.shape
     key = torch.empty((batch, n), dtype=torch.float32, device=a.x.device)
     launch(
-        gamma_kernel, (cdiv(n, 128), batch),
-        a.cu_seqlens, a.norms, a.doubles, a.ints, a.longs, a.state, a.rho, a.delta, key, a.n, a.total, a.s2_hi, a.s2_lo,
-        **chosen(shared, "VARLEN COSINE EPS ROOT_MAX"), BR=128, num_warps=4,
-    )  # fmt: skip
+        gamma_kernel,
+        (cdiv(n, 128), batch),
+        a.cu_seqlens,
+        a.norms,
+        a.doubles,
+        a.ints,
+        a.longs,
+        a.state,
+        a.rho,
+        a.delta,
+        key,
+        a.n,
+        a.total,
+        a.s2_hi,
+        a.s2_lo,
+        **chosen(shared, "VARLEN COSINE EPS ROOT_MAX"),
+        BR=128,
+        num_warps=4,
+    )
     place = torch.arange(n, device=a.x.device)
     first: int | Tensor = a.num_centers
     if counts is not None:
@@ -221,10 +328,31 @@ def released_centers(a: Args, shared: dict[str, Any], counts: Tensor | None) -> 
 # -------------------------------------------------------------------------------------------------------------- labels
 @triton.jit(do_not_specialize=["N", "T", "num_centers"])
 def nearest_kernel(
-    p_x, p_cu, p_copy, p_gain, p_f32, p_i32, p_state, p_centers, p_labels, N, T, num_centers, s_batch, s_row,
-    VARLEN: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr, PREC: tl.constexpr, UP: tl.constexpr,
-    SLABS: tl.constexpr, FLOOR: tl.constexpr, COSINE: tl.constexpr, EPS: tl.constexpr,
-):  # fmt: skip
+    p_x,
+    p_cu,
+    p_copy,
+    p_gain,
+    p_f32,
+    p_i32,
+    p_state,
+    p_centers,
+    p_labels,
+    N,
+    T,
+    num_centers,
+    s_batch,
+    s_row,
+    VARLEN: tl.constexpr,
+    D: tl.constexpr,
+    BM: tl.constexpr,
+    BK: tl.constexpr,
+    PREC: tl.constexpr,
+    UP: tl.constexpr,
+    SLABS: tl.constexpr,
+    FLOOR: tl.constexpr,
+    COSINE: tl.constexpr,
+    EPS: tl.constexpr,
+):
     """Label of the nearest centre, the lower of equals; a centre keeps its own, a token far from all gets 0."""
     i_b = tl.program_id(1).to(tl.int64)
     start, n = sample_of(p_cu, i_b, N, T, VARLEN)
@@ -237,9 +365,23 @@ def nearest_kernel(
     for k0 in range(0, num_centers, BM):
         j = tl.load(p_centers + i_b * num_centers + k0 + o, mask=k0 + o < num_centers, other=-1).to(tl.int32)
         q = any_tile(
-            p_x, s_row, p_copy + i_b * N * D, p_gain + i_b * SLABS, p_norm, p_state + i_b * STATE, i,
-            tl.where(j < 0, N, j), n, D, BM, BK, PREC, UP, SLABS, FLOOR,
-        )  # fmt: skip
+            p_x,
+            s_row,
+            p_copy + i_b * N * D,
+            p_gain + i_b * SLABS,
+            p_norm,
+            p_state + i_b * STATE,
+            i,
+            tl.where(j < 0, N, j),
+            n,
+            D,
+            BM,
+            BK,
+            PREC,
+            UP,
+            SLABS,
+            FLOOR,
+        )
         q = tl.where(q < INF, y_of(tl.where(q < INF, q, 0.0), COSINE) + EPS, INF)
         low = tl.min(q, 1)
         at = tl.min(tl.where(q == low[:, None], o[None, :], BM), 1)
@@ -254,7 +396,23 @@ def nearest_centers(a: Args, shared: dict[str, Any]) -> None:
     batch, _, n = a.ints.shape
     tile = 32
     launch(
-        nearest_kernel, (cdiv(n, tile), batch),
-        a.x, a.cu_seqlens, a.copy, a.gains, a.norms, a.ints, a.state, a.centers, a.labels, a.n, a.total, a.num_centers,
-        a.s_batch, a.s_row, **chosen(shared, "VARLEN COSINE EPS D BK PREC UP SLABS FLOOR"), BM=tile, num_warps=4,
-    )  # fmt: skip
+        nearest_kernel,
+        (cdiv(n, tile), batch),
+        a.x,
+        a.cu_seqlens,
+        a.copy,
+        a.gains,
+        a.norms,
+        a.ints,
+        a.state,
+        a.centers,
+        a.labels,
+        a.n,
+        a.total,
+        a.num_centers,
+        a.s_batch,
+        a.s_row,
+        **chosen(shared, "VARLEN COSINE EPS D BK PREC UP SLABS FLOOR"),
+        BM=tile,
+        num_warps=4,
+    )

@@ -36,10 +36,25 @@ def pair64(p_x, s_row, p_norm, r, real, j, n, D: tl.constexpr, WR: tl.constexpr,
 
 @triton.jit
 def wide_densities(
-    p_x, s_row, p_norm, p_log, p_rho, p_state, n, t, programs, inverse,
-    COSINE: tl.constexpr, SELF: tl.constexpr, EPS: tl.constexpr, KNN: tl.constexpr, ROOT_MAX: tl.constexpr,
-    D: tl.constexpr, WR: tl.constexpr, BD: tl.constexpr,
-):  # fmt: skip
+    p_x,
+    s_row,
+    p_norm,
+    p_log,
+    p_rho,
+    p_state,
+    n,
+    t,
+    programs,
+    inverse,
+    COSINE: tl.constexpr,
+    SELF: tl.constexpr,
+    EPS: tl.constexpr,
+    KNN: tl.constexpr,
+    ROOT_MAX: tl.constexpr,
+    D: tl.constexpr,
+    WR: tl.constexpr,
+    BD: tl.constexpr,
+):
     for r0 in range(t * WR, n, programs * WR):
         r = r0 + tl.arange(0, WR)
         norm = tl.load(p_norm + r, mask=r < n, other=-1.0, cache_modifier=".cg")
@@ -75,10 +90,30 @@ def wide_densities(
 
 @triton.jit
 def wide_parents(
-    p_x, s_row, p_norm, p_log, p_rho, p_d2, p_par, p_pos, s_pos, s_dim, n, t, programs, scale2, limit,
-    COSINE: tl.constexpr, EPS: tl.constexpr, RELEASED: tl.constexpr, HAS_POS: tl.constexpr, P: tl.constexpr,
-    D: tl.constexpr, WR: tl.constexpr, BD: tl.constexpr,
-):  # fmt: skip
+    p_x,
+    s_row,
+    p_norm,
+    p_log,
+    p_rho,
+    p_d2,
+    p_par,
+    p_pos,
+    s_pos,
+    s_dim,
+    n,
+    t,
+    programs,
+    scale2,
+    limit,
+    COSINE: tl.constexpr,
+    EPS: tl.constexpr,
+    RELEASED: tl.constexpr,
+    HAS_POS: tl.constexpr,
+    P: tl.constexpr,
+    D: tl.constexpr,
+    WR: tl.constexpr,
+    BD: tl.constexpr,
+):
     for r0 in range(t * WR, n, programs * WR):
         r = r0 + tl.arange(0, WR)
         norm = tl.load(p_norm + r, mask=r < n, other=-1.0, cache_modifier=".cg")
@@ -160,9 +195,25 @@ def wanted(p_counts, i_b, num_centers, HAS_COUNTS: tl.constexpr):
 
 @triton.jit
 def choose_centers(
-    p_norm, p_log, p_best, p_d2, p_par, p_cen, p_state, p_delta, count, n, t, programs, scale2,
-    COSINE: tl.constexpr, EPS: tl.constexpr, ROOT_MAX: tl.constexpr, RR: tl.constexpr, BJ: tl.constexpr,
-):  # fmt: skip
+    p_norm,
+    p_log,
+    p_best,
+    p_d2,
+    p_par,
+    p_cen,
+    p_state,
+    p_delta,
+    count,
+    n,
+    t,
+    programs,
+    scale2,
+    COSINE: tl.constexpr,
+    EPS: tl.constexpr,
+    ROOT_MAX: tl.constexpr,
+    RR: tl.constexpr,
+    BJ: tl.constexpr,
+):
     """A token is a centre if fewer than `count` come before it in the order of (gamma, rho, lower index)."""
     for r0 in range(t * RR, n, programs * RR):
         r = r0 + tl.arange(0, RR)
@@ -189,9 +240,24 @@ def choose_centers(
 # -------------------------------------------------------------------------------------------------------------- labels
 @triton.jit
 def resolve_whole(
-    p_norm, p_log, p_best, p_d2, p_par, p_cen, p_state, p_labels, p_parent, p_centers, n, scale2,
-    COSINE: tl.constexpr, EPS: tl.constexpr, RELEASED: tl.constexpr, NP: tl.constexpr, JUMPS: tl.constexpr,
-):  # fmt: skip
+    p_norm,
+    p_log,
+    p_best,
+    p_d2,
+    p_par,
+    p_cen,
+    p_state,
+    p_labels,
+    p_parent,
+    p_centers,
+    n,
+    scale2,
+    COSINE: tl.constexpr,
+    EPS: tl.constexpr,
+    RELEASED: tl.constexpr,
+    NP: tl.constexpr,
+    JUMPS: tl.constexpr,
+):
     """A sample that fits into registers. Returns the number of centres."""
     i = tl.arange(0, NP)
     m = i < n
@@ -223,10 +289,25 @@ def resolve_whole(
 
 @triton.jit
 def resolve_in_blocks(
-    p_norm, p_log, p_best, p_d2, p_par, p_cen, p_state, p_labels, p_parent, p_centers, n, scale2,
-    COSINE: tl.constexpr, EPS: tl.constexpr, RELEASED: tl.constexpr, NP: tl.constexpr, JUMPS: tl.constexpr,
+    p_norm,
+    p_log,
+    p_best,
+    p_d2,
+    p_par,
+    p_cen,
+    p_state,
+    p_labels,
+    p_parent,
+    p_centers,
+    n,
+    scale2,
+    COSINE: tl.constexpr,
+    EPS: tl.constexpr,
+    RELEASED: tl.constexpr,
+    NP: tl.constexpr,
+    JUMPS: tl.constexpr,
     BLOCK: tl.constexpr,
-):  # fmt: skip
+):
     """The same for more tokens, through memory: pointers take the place of p_par, ordinals + 1 that of p_cen."""
     root = tl.full((), NP, tl.int32)
     if not RELEASED:
@@ -279,21 +360,68 @@ def resolve_in_blocks(
 
 @triton.jit
 def resolve(
-    p_norm, p_log, p_best, p_d2, p_par, p_cen, p_state, p_labels, p_parent, p_centers, n, num_centers, scale2,
-    COSINE: tl.constexpr, EPS: tl.constexpr, RELEASED: tl.constexpr, NP: tl.constexpr, JUMPS: tl.constexpr,
+    p_norm,
+    p_log,
+    p_best,
+    p_d2,
+    p_par,
+    p_cen,
+    p_state,
+    p_labels,
+    p_parent,
+    p_centers,
+    n,
+    num_centers,
+    scale2,
+    COSINE: tl.constexpr,
+    EPS: tl.constexpr,
+    RELEASED: tl.constexpr,
+    NP: tl.constexpr,
+    JUMPS: tl.constexpr,
     BC: tl.constexpr,
-):  # fmt: skip
+):
     """Centres in ascending order and the label at the end of each parent chain, by one program."""
     if NP > WHOLE:
         total = resolve_in_blocks(
-            p_norm, p_log, p_best, p_d2, p_par, p_cen, p_state, p_labels, p_parent, p_centers, n, scale2,
-            COSINE, EPS, RELEASED, NP, JUMPS, 2048,
-        )  # fmt: skip
+            p_norm,
+            p_log,
+            p_best,
+            p_d2,
+            p_par,
+            p_cen,
+            p_state,
+            p_labels,
+            p_parent,
+            p_centers,
+            n,
+            scale2,
+            COSINE,
+            EPS,
+            RELEASED,
+            NP,
+            JUMPS,
+            2048,
+        )
     else:
         total = resolve_whole(
-            p_norm, p_log, p_best, p_d2, p_par, p_cen, p_state, p_labels, p_parent, p_centers, n, scale2,
-            COSINE, EPS, RELEASED, NP, JUMPS,
-        )  # fmt: skip
+            p_norm,
+            p_log,
+            p_best,
+            p_d2,
+            p_par,
+            p_cen,
+            p_state,
+            p_labels,
+            p_parent,
+            p_centers,
+            n,
+            scale2,
+            COSINE,
+            EPS,
+            RELEASED,
+            NP,
+            JUMPS,
+        )
     for k0 in range(0, num_centers, BC):
         k = k0 + tl.arange(0, BC)
         tl.store(p_centers + k, tl.full((BC,), -1, tl.int64), mask=(k >= total) & (k < num_centers))

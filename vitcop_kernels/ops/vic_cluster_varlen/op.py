@@ -111,7 +111,20 @@ def vic_cluster_varlen(
     The result is a partition: a gradient asked through rho or delta raises RuntimeError.
     """
     return torch.ops.vitcop.vic_cluster_varlen(
-        features, positions, cu_seqlens, max_seqlen, d_c, tau, num_centers, center_counts,
-        semantics=semantics, metric=metric, dist_scale=dist_scale, density=density, knn=knn,
-        include_self=include_self, assign=assign, root_delta=root_delta,
-    )  # fmt: skip
+        features,
+        positions,
+        cu_seqlens,
+        max_seqlen,
+        d_c,
+        tau,
+        num_centers,
+        center_counts,
+        semantics=semantics,
+        metric=metric,
+        dist_scale=dist_scale,
+        density=density,
+        knn=knn,
+        include_self=include_self,
+        assign=assign,
+        root_delta=root_delta,
+    )
