@@ -94,8 +94,9 @@ def test_the_peak_shrinks_with_the_tokens(family: Family, images: int) -> None:
         pruned = peak_of_decoder(model, inputs)
     tokens = [n + report.text_tokens[0] for n in report.layer_tokens()]
     expected = max(column * sum(tokens[: layer + 1]) + width * n for layer, n in enumerate(tokens))
-    # Besides: cos and sin, the plans and what they are made of, all of which have no width of hidden states.
-    assert expected <= pruned <= 1.06 * expected < 0.5 * plain
+    # Besides: cos and sin of the whole prompt, of which slices are in use, the plans and what they are made of, all of
+    # which have no width of hidden states; here cos and sin are an eighth of it, in a 7B model a sixteenth.
+    assert expected <= pruned <= 1.09 * expected < 0.5 * plain
     assert report.computed_peak_bytes == pytest.approx(expected)
 
 

@@ -45,7 +45,7 @@ def test_a_nested_block_is_refused_and_leaves_the_outer_one(family: Family, mode
         with vitcop.prune(model, family.method(**OPTIONS)):
             within, expected = snapshot(model), answer(model, inputs)
             with (
-                pytest.raises(ValueError, match="expected one that is not being pruned"),
+                pytest.raises(ValueError, match="already has a pruning method"),
                 vitcop.prune(inner, family.method(retention=0.6, deep_layer=3)),
             ):
                 pass
@@ -60,7 +60,7 @@ def test_a_block_can_be_entered_again_but_not_within_itself(family: Family, mode
     for _ in range(2):
         with block as report:
             answers.append(answer(model, inputs))
-            with pytest.raises(ValueError, match="expected one that is not being pruned"), block:
+            with pytest.raises(ValueError, match="already has a pruning method"), block:
                 pass
             answers.append(answer(model, inputs))
             assert len(report.stages) == 3
@@ -138,8 +138,8 @@ def test_a_copy_of_a_pruned_model_is_refused(family: Family, model: Any, inputs:
     with vitcop.prune(model, family.method(**OPTIONS)):
         expected = answer(model, inputs)
         for part in parts:
-            if part is model.lm_head:
-                COPIES[way](part)  # has no hooks
+            if part in (model.lm_head, model.model.language_model.layers[0]):
+                COPIES[way](part)  # no hooks between forwards
                 continue
             with pytest.raises(TypeError, match="model: expected one that is not being pruned, to copy or pickle"):
                 COPIES[way](part)
@@ -222,7 +222,7 @@ def test_a_pruned_cache_is_refused_by_an_unpruned_model(family: Family, model: A
         assert held.layers[0].keys.shape[2] == length
     with vitcop.prune(model, family.method(**OPTIONS)):  # it goes on where there are hooks again
         assert torch.equal(step(model, cache), expected)
-    with pytest.raises(RuntimeError, match="got a pruned cache after the pruning was removed"):
+    with pytest.raises(RuntimeError, match="can be continued only under pruning"):
         step(model, cache)
     cache.reset()
     step(model, cache)

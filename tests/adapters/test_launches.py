@@ -67,7 +67,8 @@ def counted(llava: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
 
     monkeypatch.setattr(Run, "_prune", count)
     monkeypatch.setattr(Ahead, "_timed", aside(work))
-    monkeypatch.setattr(vitcop.engine.run, "stage_report", aside(vitcop.engine.run.stage_report))
+    monkeypatch.setattr(Run, "_report", aside(Run._report))
+    monkeypatch.setattr(Run, "_change", aside(Run._change))
     return run
 
 

@@ -111,7 +111,7 @@ def test_features_that_have_changed_are_refused(family: Family, change: str) -> 
         elif change == "copied":
             encoded = type(encoded)(pooler_output=[f.clone() for f in features])
         if change == "of another handle":
-            with pytest.raises(ValueError, match="being pruned"):
+            with pytest.raises(ValueError, match="already has a pruning method"):
                 vitcop.attach(model, Uniform(retention=0.5))
         else:
             with pytest.raises(NotImplementedError, match="mm_encoder_outputs"):

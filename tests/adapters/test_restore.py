@@ -85,7 +85,7 @@ def test_attach_until_remove(used: Any) -> None:
 
 def test_attaching_twice_raises_and_leaves_the_first(used: Any) -> None:
     with vitcop.prune(used, ViTCoP(retention=0.3)) as report:
-        with pytest.raises(ValueError, match="expected one that is not being pruned"):
+        with pytest.raises(ValueError, match="already has a pruning method"):
             vitcop.attach(used, ViTCoP(retention=0.5))
         with torch.no_grad():
             used(**batch([prompt(1)]))

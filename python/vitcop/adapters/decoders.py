@@ -101,7 +101,7 @@ def check_values(adapter: "Adapter") -> float:
     """
     decoder = adapter.decoder
     said = float(getattr(decoder, "embedding_multiplier", None) or 1)
-    if "gemma" in decoder.config.model_type:
+    if "gemma" in decoder.config.model_type and "Scaled" not in type(decoder.embed_tokens).__name__:
         said = decoder.config.hidden_size**0.5
     chosen = {_kind(layer): index for index, layer in reversed(list(enumerate(decoder.layers)))}
     modules = {module for index in chosen.values() for module in decoder.layers[index].modules()}

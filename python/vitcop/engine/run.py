@@ -269,7 +269,8 @@ class Run:
             ids = self.position_ids
             if ids is None:
                 ids = torch.arange(self.seen, self.seen + self.queries, device=self.device)[None]
-        self.sequence.begin(self.adapter.read_rotary(kwargs["position_embeddings"]), ids)
+        cos, sin = self.adapter.read_rotary(kwargs["position_embeddings"])  # maybe the list, which changes
+        self.sequence.begin((cos, sin), ids)
 
     def _change(self, index: int, kwargs: dict[str, Any]) -> None:
         """Let layers from `index` on get what fits the slots of now."""
@@ -439,6 +440,10 @@ class Run:
             for segment, begin, end in self.spans():
                 dropped = self.queries - segment.width
                 if self._history is None:
+                    if segment.keys is None:  # the decoder's own mask did for these layers
+                        segment.keys = caches.grown_mask(
+                            self.history_mask, self.seen, segment.valid, self.batch, segment.width, self.device
+                        )
                     caches.prune_layers(layers[begin:end], dropped, segment.keys, kept, self.attached, shift)
                     continue
                 for index in range(begin, end):
