@@ -36,22 +36,19 @@ def tokens_of(adapter: Any, tiles: int) -> TileTokens:
 
 
 def image(family: str, height: int, width: int, tiles: int) -> TileTokens:
-    """By the hooks of the adapter alone, as the model calls them."""
+    """By the adapter alone, told how the model packs."""
     model = build(family)
-    adapter = adapter_for(model)
-    outputs: list[Any] = []
-    *_, packing = adapter.watch(outputs) if family == "LlavaNext" else list(adapter.watch(outputs))[:-1]
-    outputs.append(tokens_of(adapter, tiles))
+    adapter: Any = adapter_for(model)
+    tokens, pack = tokens_of(adapter, tiles), model.model.pack_image_features
     features = [torch.zeros(tiles, adapter.grid[0] * adapter.grid[1], 8)]
     strategy = {} if family == "LlavaOnevision" else {"vision_feature_select_strategy": "default"}
-    try:
-        packed, _ = model.model.pack_image_features(
-            features, torch.tensor([[height, width]]), image_newline=torch.zeros(8), **strategy
-        )
-    finally:
-        packing.remove()
-    assert outputs[0].image_tokens == [len(packed[0])]
-    return outputs[0]
+    call = inspect.signature(pack).bind(
+        features, torch.tensor([[height, width]]), image_newline=torch.zeros(8), **strategy
+    )
+    packed, _ = pack(*call.args, **call.kwargs)
+    adapter.pack(tokens, pack, call)
+    assert tokens.image_tokens == [len(packed[0])]
+    return tokens
 
 
 def sizes(tokens: TileTokens) -> list[int]:

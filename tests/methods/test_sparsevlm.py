@@ -118,6 +118,6 @@ def test_wrong_settings_and_infeasible_budgets() -> None:
         SparseVLM(kept=(3, 0))
     with pytest.raises(ValueError, match=r"kept: expected tokens for each of the layers \[3, 7, 16\], got \(3, 2\)"):
         SparseVLM(kept=(3, 2)).program(32).counts(576)
-    for retain in (54, 300):
-        with pytest.raises(ValueError, match=r"infeasible budget: expected 57.1 to 279.0 of 576 visual tokens"):
-            SparseVLM(retain=retain).program(32).counts(576)
+    with pytest.raises(ValueError, match=r"infeasible budget: expected 57.1 to 279.0 of 576 visual tokens"):
+        SparseVLM(retain=54).program(32).counts(576)
+    assert set(SparseVLM(retain=300).program(32).counts(576)) == {576}  # more than it can average where it prunes

@@ -51,10 +51,8 @@ def test_line_breaks_stay_where_there_is_room() -> None:
     breaks = [i for i, token in enumerate(seen) if token.state is None]
     method, inputs = VisionZip(retain=len(seen) - 1, contextual=len(breaks) + 1), []
     with vitcop.prune(model, method) as report, torch.no_grad():
-        # Behind vitcop's own hook: what is left.
-        hook = model.model.language_model.layers[0].register_forward_pre_hook(
-            lambda m, args, kwargs: inputs.append((args or (kwargs["hidden_states"],))[0][0]), with_kwargs=True
-        )
+        first = model.model.language_model.layers[0].input_layernorm  # in the layer: what is left
+        hook = first.register_forward_pre_hook(lambda m, args: inputs.append(args[0][0]))
         model(**family.batch([sample]))
         hook.remove()
     kept = sorted(token for members in report.stages[0].segments(0) for token in members)
