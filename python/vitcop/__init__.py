@@ -8,11 +8,11 @@ from importlib.metadata import PackageNotFoundError, version
 
 from .engine.report import Report
 from .methods import DivPrune, FastV, PyramidDrop, Random, SparseVLM, Uniform, VisionOnly, VisionZip, ViTCoP
-from .session import attach, prune
+from .session import attach, detach, prune
 
 __all__ = [
     "DivPrune", "FastV", "PyramidDrop", "Random", "Report", "SparseVLM", "Uniform", "ViTCoP", "VisionOnly",
-    "VisionZip", "__version__", "attach", "prune",
+    "VisionZip", "__version__", "attach", "detach", "prune",
 ]  # fmt: skip
 
 try:

@@ -39,7 +39,7 @@ def load_embedded(device: torch.device, dtype: str | None, seed: int | None) -> 
 
 
 def load_tiny(device: torch.device, dtype: str | None) -> Loaded:
-    """vitcop-tiny, which answers questions about digits and shapes; nothing is downloaded (studies/training/README.md)."""
+    """vitcop-tiny, which answers questions about digits and shapes, without a download: studies/training/README.md."""
     from transformers import AutoProcessor, LlavaForConditionalGeneration
 
     kind = DTYPES[dtype or "float32"]

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from .engine.vision import VisualTokens
 
 BUDGET_PER = ("sample", "image")
-_PRUNED: "weakref.WeakKeyDictionary[nn.Module, Handle]" = weakref.WeakKeyDictionary()
+_PRUNED: "weakref.WeakKeyDictionary[nn.Module, weakref.ref[Handle]]" = weakref.WeakKeyDictionary()
 _ATTACHING = threading.Lock()
 
 
@@ -124,6 +124,15 @@ def attach(model: nn.Module, method: Method, *, cuda_graph: bool = False, budget
     return Handle(model, method, backend, budget_per)
 
 
+def detach(model: nn.Module) -> None:
+    """Remove the pruning of a model whose handle is lost, as in a notebook. Does nothing where there is none."""
+    for module in model.modules():
+        found = _PRUNED.get(module)
+        handle = None if found is None else found()
+        if handle is not None:
+            handle.remove()
+
+
 class _Forward(Current):
     """What a thread's forward in progress has come to."""
 
@@ -174,7 +183,7 @@ class Handle:
 
                     self._graphs = graph.PrefillGraphs(self.adapter, self.program, backend, self._now)
                     self._graphs.install(self.report)
-                _PRUNED[self.adapter.owner] = self
+                _PRUNED[self.adapter.owner] = weakref.ref(self)
             except BaseException:
                 self.remove()
                 raise

@@ -110,3 +110,11 @@ def test_nothing_keeps_pruned_activations(used: Any) -> None:
         gc.collect()
         wide = [t for t in gc.get_objects() if torch.is_tensor(t) and t.shape[-2:] == (26, 64)]
     assert wide == []
+
+
+def test_a_lost_handle_is_detached_by_the_model(used: Any) -> None:
+    before = snapshot(used)
+    vitcop.attach(used, ViTCoP(retention=0.3))
+    vitcop.detach(used)
+    assert snapshot(used) == before
+    vitcop.detach(used)  # nothing to do
