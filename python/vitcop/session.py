@@ -305,8 +305,8 @@ class Handle:
         """A forward after a pruned prefill: its layers need masks of their own, unless it is a step without padding."""
         state = cache.layers[0].pruned
         state.attached = self._attached
-        plain = state.shift is None and all(layer.pruned.valid is None for layer in cache.layers)
-        if embeds.shape[1] == 1 and plain:
+        padded = [layer for layer in cache.layers if layer.pruned.valid is not None]
+        if embeds.shape[1] == 1 and state.shift is None and not padded:
             if self.adapter.decoder.config._attn_implementation != "eager":
                 return None
             key = embeds.dtype, embeds.device
@@ -378,10 +378,10 @@ def _is_step(kwargs: Any) -> bool:
     ids = kwargs.get("input_ids")
     if ids is None or ids.shape[1] != 1:
         return False
-    return not any(kwargs.get(name) is not None for name in _IMAGES) and caches.seen(caches.given(kwargs)) > 0
-
-
-_IMAGES = ("pixel_values", "pixel_values_videos", "mm_encoder_outputs")
+    given = kwargs.get
+    if not (given("pixel_values") is given("pixel_values_videos") is given("mm_encoder_outputs") is None):
+        return False
+    return caches.seen(caches.given(kwargs)) > 0
 
 
 def _hooks_run_again() -> bool:
