@@ -317,10 +317,9 @@ class PrefillGraphs:
         )  # fmt: skip
         run.static(inputs.behind)
         with self._standing_in(run):
-            later = run.positions()
             output = self._forward(
                 inputs_embeds=inputs.embeds, use_cache=True,
-                position_ids=inputs.position_ids if later is None else later,
+                position_ids=inputs.position_ids,
                 **{caches.name_for(self.decoder): cache},
             )  # fmt: skip
         return Outcome(run, cache, output)
