@@ -1,5 +1,6 @@
 """Adding an op takes its folder and a row: everything that loops over the table picks it up."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -123,5 +124,6 @@ def test_an_op_that_is_added_is_picked_up_everywhere(tmp_path: Path) -> None:
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_text(text)
     command = [sys.executable, str(tmp_path / "everything.py"), str(tmp_path), str(ROOT)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "python")))}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0 and "picked up" in done.stdout, done.stdout + done.stderr
