@@ -19,7 +19,9 @@ class TowerPrefix:
 
     def __init__(self, model: Any, pixels: Tensor, batch_size: int = 64) -> None:
         self.tower = model.model.vision_tower
-        self.layer = feature_layer(tower_layers(self.tower), model.config.vision_feature_layer)
+        self.layer = tower_layers(self.tower)[
+            feature_layer(tower_layers(self.tower), model.config.vision_feature_layer)
+        ]
         self.others = [layer for layer in tower_layers(self.tower) if layer is not self.layer]
         seen: list[Tensor] = []
         keep = self.layer.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
