@@ -35,7 +35,8 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "feature(name, status='tested', note=''): a row of the README's table of features"
     )
-    torch.set_num_threads(min(2, os.cpu_count() or 1))
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    torch.set_num_threads(max(1, min(2, (os.cpu_count() or 1) // workers)))
     if os.environ.get("VITCOP_REQUIRE_NATIVE") == "1" and set(OPS) != NATIVE_OPS:
         missing = ", ".join(sorted(set(OPS) - NATIVE_OPS))
         raise pytest.UsageError(

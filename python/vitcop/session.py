@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .engine import cache as caches
+from .engine.decoding import DecodingStep
 from .engine.hooks import Current, PerThread, untraced
 from .engine.layout import Layout, Layouts, Prompt, read_prompt
 from .engine.masks import mask_kind
@@ -136,7 +137,7 @@ def detach(model: nn.Module) -> None:
 class _Forward(Current):
     """What a thread's forward in progress has come to."""
 
-    run: Run | None = None
+    run: Run | DecodingStep | None = None
     prompt: "Prompt | None" = None
     packing: "Packing | None" = None
 
@@ -164,7 +165,7 @@ class Handle:
         )
         self._layouts = Layouts(self.program, budget_per)
         self._tokens: PerThread[VisualTokens] = PerThread()  # of the forward in progress
-        self._now = _Forward()
+        self._now = _Forward({})
         self._attached = caches.Attached()
         self._graphs: PrefillGraphs | None = None
         self._hooks: list[Removable] = []
@@ -273,9 +274,11 @@ class Handle:
         cache, embeds = caches.given(kwargs), kwargs.get("inputs_embeds")
         if embeds is None:
             return None
-        prompt = self._now.prompt
+        prompt, before = self._now.prompt, caches.is_pruned(cache)
+        if before:
+            cache.layers[0].pruned.attached = self._attached  # which may be another block than filled it
         if prompt is None or not self._tokens:
-            return self._go_on(module, args, kwargs, cache, embeds) if caches.is_pruned(cache) else None
+            return self._go_on(module, args, kwargs, cache, embeds) if before else None
         self._end_run()
         if module.training and getattr(module, "gradient_checkpointing", False) and _hooks_run_again():
             raise NotImplementedError(
@@ -303,19 +306,29 @@ class Handle:
 
     def _go_on(self, module: nn.Module, args: Any, kwargs: Any, cache: Any, embeds: Tensor) -> Any:
         """A forward after a pruned prefill: its layers need masks of their own, unless it is a step without padding."""
+        if self._now.run is not None:  # it was interrupted
+            self._end_run()
         state = cache.layers[0].pruned
-        state.attached = self._attached
-        padded = [layer for layer in cache.layers if layer.pruned.valid is not None]
-        if embeds.shape[1] == 1 and state.shift is None and not padded:
-            if self.adapter.decoder.config._attn_implementation != "eager":
-                return None
+        implementation = self.adapter.decoder.config._attn_implementation
+        if embeds.shape[1] == 1 and state.shift is None and not state.padded and implementation != "eager":
+            return None
+        kind = mask_kind(implementation)
+        if embeds.shape[1] > 1 or (state.padded and (kind == "flash" or torch.is_grad_enabled())):
+            run = self._run(kwargs, cache, embeds, None, None, [])
+            return args, self._start(run, kwargs)
+        if state.shift is not None:
+            ids = self.adapter.text_positions(kwargs.get("position_ids"))
+            ids = torch.tensor([[caches.seen(cache)]], device=embeds.device) if ids is None else ids
+            kwargs = {**kwargs, "position_ids": ids - state.shift}
+        if state.padded:
+            self._now.run = step = DecodingStep(kind, embeds, self._now)
+            return args, {**kwargs, "attention_mask": step.start(self.adapter.decoder, cache)}
+        if kind == "eager":
             key = embeds.dtype, embeds.device
             if key not in self._nothing:
                 self._nothing[key] = torch.zeros(1, 1, 1, 1, dtype=embeds.dtype, device=embeds.device)
-            return args, {**kwargs, "attention_mask": self._nothing[key]}
-        self._end_run()
-        run = self._run(kwargs, cache, embeds, None, None, [])
-        return args, self._start(run, kwargs)
+            kwargs = {**kwargs, "attention_mask": self._nothing[key]}
+        return args, kwargs
 
     def _run(
         self, kwargs: Any, cache: Any, embeds: Tensor, prompt: "Prompt | None", layout: "Layout | None", tokens: Any
@@ -338,7 +351,9 @@ class Handle:
         if run is None:
             return None
         self._end_run()
-        if output is None:  # an exception flies
+        if output is None or not isinstance(
+            run, Run
+        ):  # an exception is on its way, or a step of a padded batch is done
             return None
         if run.groups:
             self._take(run, output[0])

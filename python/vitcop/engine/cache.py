@@ -6,7 +6,7 @@ All that pruning has to remember stands on the cache's layers, and moves with ev
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,6 +42,13 @@ class Pruned:
     kept: int = 0  # length, in the prompt's coordinates, up to the last visual token: cannot be cropped below
     attached: Attached = field(default_factory=_detached)
     shift: Tensor | None = None  # [B, 1] by how much position ids are behind the prompt's; None: they are not
+    begin: int = 0  # the first of these layers
+    padded: bool = False  # of the first layer: some layer has padding
+    mask: Tensor | None = None  # [B, 1, 1, at least w] attention mask of one token, made when asked for
+
+    def changed(self, **values: Any) -> "Pruned":
+        """Of one layer alone: others share this object."""
+        return dataclasses.replace(self, **values, mask=None)
 
 
 @functools.cache
@@ -83,7 +90,7 @@ def pruned_class(kind: Any) -> Any:
                 setattr(self, name, getattr(self, name)[..., :-remove, :])
             if self.pruned.valid is not None:
                 valid = self.pruned.valid[:, : self.keys.shape[-2]]
-                self.pruned = dataclasses.replace(self.pruned, valid=valid)
+                self.pruned = self.pruned.changed(valid=valid)
 
         def reset(self) -> None:
             restore(self)
@@ -102,11 +109,9 @@ def pruned_class(kind: Any) -> Any:
             self._change(lambda rows: rows.repeat_interleave(repeats, dim=0))
 
         def _change(self, change: Callable[[Tensor], Tensor]) -> None:
-            """Of this layer alone: others share its state."""
             valid, shift = self.pruned.valid, self.pruned.shift
             if valid is not None or shift is not None:
-                self.pruned = dataclasses.replace(
-                    self.pruned,
+                self.pruned = self.pruned.changed(
                     valid=None if valid is None else change(valid),
                     shift=None if shift is None else change(shift),
                 )
@@ -147,6 +152,13 @@ def padding_of(layer: Any) -> Tensor | None:
     return None if state is None else state.valid
 
 
+def segments(cache: Any, begin: int, end: int) -> list[tuple[int, int]]:
+    """First layers, and layers behind the last ones, of those that pruned prefills have filled alike."""
+    states = [layer.pruned.begin for layer in cache.layers[begin:end]]
+    firsts = [begin + i for i, state in enumerate(states) if i == 0 or state != states[i - 1]]
+    return list(zip(firsts, [*firsts[1:], end], strict=False))
+
+
 def restore(layer: Any) -> None:
     """Make a layer of the cache what it was before a pruned prefill."""
     layer.__class__ = type(layer).__mro__[1]
@@ -154,16 +166,18 @@ def restore(layer: Any) -> None:
 
 
 def prune_layers(
-    layers: Sequence[Any], dropped: int, valid: Tensor | None, kept: int, attached: Attached, shift: Tensor | None
-) -> None:
+    cache: Any, begin: int, end: int, dropped: int, valid: Tensor | None, kept: int, attached: Attached,
+    shift: Tensor | None,
+) -> None:  # fmt: skip
     """Tell layers that were filled alike that `dropped` more columns of the prompt are not in them, and which of their
     columns are padding."""
+    layers = cache.layers[begin:end]
     if not layers:
         return
     before = state_of(layers[0])
     if before is not None:
         dropped, kept = dropped + before.dropped, max(kept, before.kept)
-    state = Pruned(dropped, valid, kept, attached, shift)
+    state = Pruned(dropped, valid, kept, attached, shift, begin)
     own: Any = type(layers[0])
     kind = None if before is not None else pruned_class(own)
     for layer in layers:

@@ -50,9 +50,17 @@ class PerThread(threading.local, UserList[T]):
 
 
 class Current(threading.local):
-    """The run that a thread's decoder is in."""
+    """The run that a thread's decoder is in.
+
+    Args:
+        stands: those of the modules that were watched before, of all threads. Compiled code guards on a module's
+            forward, so that a module gets the same one again.
+    """
 
     run: Any = None
+
+    def __init__(self, stands: "dict[nn.Module, Stand]") -> None:
+        self.stands = stands
 
 
 Around = Callable[[nn.Module, Callable[..., Any], Any, dict[str, Any]], Any]
@@ -68,8 +76,7 @@ class Stand(uncopied):
     """
 
     def __init__(self, module: nn.Module, current: Current) -> None:
-        compiled = getattr(module, "_compiled_call_impl", None) is not None  # it would trace what replaces `forward`
-        self.module, self.current, self.place = module, current, "_compiled_call_impl" if compiled else "forward"
+        self.module, self.current, self.place = module, current, _place(module)
         self.own = self.place in vars(module)
         self.forward: Callable[..., Any] = getattr(module, self.place)
         self.runs: dict[Any, Around] = {}
@@ -78,6 +85,19 @@ class Stand(uncopied):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         around = self.runs.get(self.current.run)
         return self.forward(*args, **kwargs) if around is None else around(self.module, self.forward, args, kwargs)
+
+    @property
+    def fits(self) -> bool:
+        """Whether it stands in its place, or can: the module has not been compiled or wrapped since."""
+        if self.place != _place(self.module):
+            return False
+        now = getattr(self.module, self.place)
+        return now is self or (now == self.forward and self.own == (self.place in vars(self.module)))
+
+
+def _place(module: nn.Module) -> str:
+    """A compiled call would trace what replaces `forward`."""
+    return "forward" if getattr(module, "_compiled_call_impl", None) is None else "_compiled_call_impl"
 
 
 class Stands:
@@ -90,13 +110,12 @@ class Stands:
     def put(self, module: nn.Module, around: Around) -> None:
         """Let this run see, and change, the calls of a module until `remove()`."""
         with _PLACING:
-            held = vars(module)
-            stand: Any = held.get("_compiled_call_impl") or held.get("forward")
-            if not isinstance(stand, Stand) or stand.current is not self._current:
-                stand = Stand(module, self._current)
+            stand = self._current.stands.get(module)
+            if stand is None or not stand.fits:
+                stand = self._current.stands[module] = Stand(module, self._current)
             self._stands.append(stand)
             stand.runs[self._run] = around
-            held[stand.place] = stand
+            vars(module)[stand.place] = stand
 
     def remove(self) -> None:
         while self._stands:
@@ -104,9 +123,7 @@ class Stands:
             with _PLACING:
                 stand.runs.pop(self._run, None)
                 held = vars(stand.module)
-                if (
-                    not stand.runs and held.get(stand.place) is stand
-                ):  # else replaced since, or another thread's as well
+                if not stand.runs and held.get(stand.place) is stand:  # else replaced since, or another thread's too
                     if stand.own:
                         held[stand.place] = stand.forward
                     else:

@@ -28,12 +28,14 @@ def mask_kind(implementation: str) -> str:
 
 
 def causal_mask(
-    kind: str, keys_valid: Tensor | None, batch: int, queries: int, keys: int, dtype: torch.dtype, device: torch.device
-) -> Tensor | None:
+    kind: str, keys_valid: Tensor | None, batch: int, queries: int, keys: int, dtype: torch.dtype, device: torch.device,
+    always: bool = False,
+) -> Tensor | None:  # fmt: skip
     """The mask for `queries` tokens that are the last of `keys` ones.
 
     Args:
         keys_valid: [B, keys] bool, False for padding; None: no padding.
+        always: never None.
 
     Returns:
         "flash": [B, keys] or None. "sdpa": [B, 1, queries, keys] bool, or None where SDPA's own causal flag does it.
@@ -41,7 +43,7 @@ def causal_mask(
     """
     if kind == "flash":
         return keys_valid
-    if keys_valid is None and (queries == 1 or (kind == "sdpa" and queries == keys)):
+    if keys_valid is None and not always and (queries == 1 or (kind == "sdpa" and queries == keys)):
         return None
     query = torch.arange(keys - queries, keys, device=device)[:, None]
     key = torch.arange(keys, device=device)
@@ -51,9 +53,12 @@ def causal_mask(
         allowed = (allowed & keys_valid[:, None, None, :]) | (key == query)[None, None]
     else:
         allowed = allowed.expand(batch, 1, queries, keys)
-    if kind == "sdpa":
-        return allowed
-    return torch.zeros((), dtype=dtype, device=device).masked_fill(~allowed, torch.finfo(dtype).min)
+    return allowed if kind == "sdpa" else additive(allowed, dtype)
+
+
+def additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
+    """0 where attention is allowed, the smallest number where it is not."""
+    return torch.zeros((), dtype=dtype, device=allowed.device).masked_fill(~allowed, torch.finfo(dtype).min)
 
 
 def read_padding(

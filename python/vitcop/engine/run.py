@@ -166,9 +166,9 @@ class Run:
     def watch_layers(self) -> None:
         """See the calls of the layers that get something else than the decoder has prepared for all, until `end()`.
 
-        Where no mask is needed, layers differ in cos and sin alone. They then share one list of both, whose content
-        changes at each stage, and only stages are watched. (Autograd, a compiler and a mask want arguments of each
-        layer's own.)
+        Layers differ in cos, sin and the mask. They share one list of the former and one tensor of the latter, whose
+        contents change at each stage, so that only stages are watched. (Autograd keeps masks, flash attention takes
+        the caller's: layers have arguments of their own then.)
         """
         self._start_ahead(0)
         if self.layout is None or self.before or self.behind is not None or self.injection or self.first is not None:
@@ -178,7 +178,7 @@ class Run:
         if shapes.first is None:
             return
         layers = self.adapter.decoder.layers
-        if self.kind == "sdpa" and not torch.is_grad_enabled():
+        if self.kind != "flash" and not torch.is_grad_enabled():
             self._stands.put(self.adapter.decoder.rotary_emb, self._share)
         for index in shapes.hooked:
             self._watched.add(index)
@@ -275,25 +275,39 @@ class Run:
     def _change(self, index: int, kwargs: dict[str, Any]) -> None:
         """Let layers from `index` on get what fits the slots of now."""
         assert self.sequence.rotary is not None
-        if self._shared is not None and self._changed is None:
-            plain = kwargs.get("attention_mask") is None and self.sequence.valid is None and not self.seen
-            if plain and len(self._watched) < len(self.adapter.decoder.layers):
-                self._shared[:] = self.adapter.write_rotary(self.sequence.rotary)
-                return
+        if self._shared is not None and self._changed is None and self._share_mask(index, kwargs.get("attention_mask")):
+            self._shared[:] = self.adapter.write_rotary(self.sequence.rotary)
+            return
         self._changed = self._arguments(index, kwargs)
         self._watch_from(index + 1)
 
-    def _arguments(self, index: int, kwargs: dict[str, Any]) -> dict[str, Any]:
-        """Arguments that fit the slots of now and the cache of layer `index`."""
+    def _share_mask(self, index: int, shared: Tensor | None) -> bool:
+        """Make the mask that all layers share that of the slots of now; False where it cannot be."""
+        if shared is None:
+            return self.sequence.valid is None and not self.seen
+        keys, mask = self._mask(index, always=True)
+        assert mask is not None
+        if mask.dtype == shared.dtype:
+            self.segments[-1].keys = keys
+            shared.set_(mask)  # type: ignore[call-overload]
+        return mask.dtype == shared.dtype
+
+    def _mask(self, index: int, always: bool = False) -> tuple[Tensor | None, Tensor | None]:
+        """The key mask of layer `index`, and the mask that its attention takes, for the slots of now."""
         width, length, valid = self.sequence.width, self.history(index), self.sequence.valid
         before = caches.padding_of(self.cache.layers[index]) if self._history is not None else self.history_mask
         key = id(before), id(valid), length, width
         if key not in self._masks:
             keys = caches.grown_mask(before, length, valid, self.batch, width, self.device)
             dtype = self.embeds.dtype
-            mask = causal_mask(self.kind, keys, self.batch, width, length + width, dtype, self.device)
+            mask = causal_mask(self.kind, keys, self.batch, width, length + width, dtype, self.device, always)
             self._masks[key] = keys, mask
-        keys, mask = self._masks[key]
+        return self._masks[key]
+
+    def _arguments(self, index: int, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Arguments that fit the slots of now and the cache of layer `index`."""
+        width, length = self.sequence.width, self.history(index)
+        keys, mask = self._mask(index)
         self.segments[-1].keys = keys
         if self._history is not None:
             self._keys[index] = keys
@@ -436,7 +450,7 @@ class Run:
         where pruned."""
         if self.cache is not None and (self.prunes or self._history is not None):
             kept = self.seen + self.prompt.last_visual + 1 if self.prompt is not None and self.groups else 0
-            layers, shift = self.cache.layers, self._later_shift()
+            shift = self._later_shift()
             for segment, begin, end in self.spans():
                 dropped = self.queries - segment.width
                 if self._history is None:
@@ -444,11 +458,13 @@ class Run:
                         segment.keys = caches.grown_mask(
                             self.history_mask, self.seen, segment.valid, self.batch, segment.width, self.device
                         )
-                    caches.prune_layers(layers[begin:end], dropped, segment.keys, kept, self.attached, shift)
+                    caches.prune_layers(self.cache, begin, end, dropped, segment.keys, kept, self.attached, shift)
                     continue
-                for index in range(begin, end):
-                    keys = self._keys.get(index)
-                    caches.prune_layers(layers[index : index + 1], dropped, keys, kept, self.attached, shift)
+                for first, behind in caches.segments(self.cache, begin, end):
+                    keys = self._keys.get(first)
+                    caches.prune_layers(self.cache, first, behind, dropped, keys, kept, self.attached, shift)
+            layers = self.cache.layers
+            layers[0].pruned.padded = any(layer.pruned.valid is not None for layer in layers)
         return put_back(last_hidden_state, self.segments[-1].source, self.segments[-1].valid, self.queries)
 
     def finish_report(self) -> None:
