@@ -140,6 +140,7 @@ class _Forward(Current):
     run: Run | DecodingStep | None = None
     prompt: "Prompt | None" = None
     packing: "Packing | None" = None
+    inside: bool = False  # the model's forward
 
 
 class Handle:
@@ -206,7 +207,7 @@ class Handle:
 
     def _install(self) -> None:
         owner, decoder, add = self.adapter.owner, self.adapter.decoder, self._hooks.append
-        for hook in self.adapter.watch(self._tokens):
+        for hook in self.adapter.watch(self._tokens, lambda: self._now.inside):
             add(hook)
         add(owner.register_forward_pre_hook(untraced(self._before_model), with_kwargs=True))
         add(owner.register_forward_hook(untraced(self._after_model), always_call=True))
@@ -231,6 +232,7 @@ class Handle:
         if not args and _is_step(kwargs):
             return
         self._forget()
+        self._now.inside = True
         arguments = self.adapter.arguments(args, kwargs)
         ids, mask, cache = arguments.get("input_ids"), arguments.get("attention_mask"), caches.given(arguments)
         caches.check_cache(cache)
@@ -265,6 +267,7 @@ class Handle:
 
     def _after_model(self, *_: Any) -> None:
         now = self._now
+        now.inside = False
         if now.prompt is not None or now.run is not None or self._tokens:
             self._forget()
 

@@ -1,5 +1,6 @@
 """A vision tower in the manner of CLIP or SigLIP: tiles in, patches out, and what one of its layers says about them."""
 
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ from vitcop.engine.hooks import plain, untraced
 from vitcop.engine.layout import grid_positions
 
 from .base import Adapter, Encoding, Removable, feature_layer, tower_layers
-from .watched import WatchedLayer, WatchedLayers
+from .watched import WatchedLayer, WatchedLayers, detached
 
 
 @dataclass
@@ -25,6 +26,11 @@ class TowerRun:
     scale: float
     has_cls: bool
     output: Tensor | None = None  # [n, N or 1+N, D] what the layer made of them; None: not what is projected
+
+    @property
+    def patches(self) -> int:
+        """N"""
+        return self.keys.shape[1] - self.has_cls
 
     def saliency(self) -> Tensor:
         """[n, N] Eq. 1: softmax over [CLS] and patches, summed over heads; [CLS]' own share is left out afterwards.
@@ -58,17 +64,19 @@ class TileTokens:
     image_tokens: Sequence[int]
     part: Tensor  # [T] int64, on the CPU: segment within the image
     place: Tensor  # [T, 2]
-    arrange: Callable[[Tensor], Tensor]
-    """[n, N, D] of the tower -> [T, D] of the prompt, by the model's own code; NaN for tokens that no patch made."""
+    arrange: Callable[[Tensor], Tensor] | None = None
+    """[n, N, D] of the tower -> [T, D] of the prompt, by the model's own code; NaN for tokens that no patch made. None:
+    the tokens are the patches."""
 
     def segments(self) -> Tensor:
         return self.part
 
     def saliency(self) -> Tensor:
-        return self.arrange(self.run.saliency()[..., None])[:, 0]
+        saliency = self.run.saliency()
+        return saliency.flatten() if self.arrange is None else self.arrange(saliency[..., None])[:, 0]
 
     def features(self) -> Tensor:
-        return self.arrange(self.run.features())
+        return self._arranged(self.run.features())
 
     def positions(self) -> Tensor:
         return self.place
@@ -79,10 +87,21 @@ class TileTokens:
 
     def states(self) -> Tensor:
         states = self.run.states()
-        return self.arrange(states[:, 1:] if self.run.has_cls else states)
+        return self._arranged(states[:, 1:] if self.run.has_cls else states)
+
+    def _arranged(self, x: Tensor) -> Tensor:
+        return x.flatten(0, 1) if self.arrange is None else self.arrange(x)
 
     def cls_states(self) -> Tensor | None:
         return None  # a tile, or a frame, has its own, and none is that of the image
+
+
+@functools.lru_cache(maxsize=64)
+def _whole_tiles(tiles: int, rows: int, cols: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Segments and positions of tokens that are the patches of so many images."""
+    with torch.inference_mode(False):  # they may serve a forward with gradients later
+        part = torch.zeros(tiles * rows * cols, dtype=torch.int64, device="cpu")
+        return part, grid_positions(rows, cols, device).repeat(tiles, 1)
 
 
 class TowerAdapter(Adapter):
@@ -108,10 +127,8 @@ class TowerAdapter(Adapter):
 
     def tokens(self, run: TowerRun) -> TileTokens:
         """The visual tokens of a run whose tiles are images."""
-        tiles, patches = run.features().shape[:2]
-        place = grid_positions(*self.grid, run.keys.device).repeat(tiles, 1)
-        part = torch.zeros(tiles * patches, dtype=torch.int64, device="cpu")
-        return TileTokens(run, "image", [patches] * tiles, part, place, lambda x: x.flatten(0, 1))
+        tiles, patches = run.keys.shape[0], run.patches
+        return TileTokens(run, "image", [patches] * tiles, *_whole_tiles(tiles, *self.grid, run.keys.device))
 
     def project(self, states: Tensor) -> Tensor:
         projected: Tensor = self.owner.multi_modal_projector(states)
@@ -137,7 +154,7 @@ class TowerAdapter(Adapter):
 
         def rows(query: Tensor) -> Tensor:
             # A row of its own: a view would keep the queries of all patches.
-            return query[:, :1].detach().clone() if self.has_cls else query.detach()
+            return detached(query)[:, :1].clone() if self.has_cls else detached(query)
 
         return WatchedLayer(
             tower_layers(self.owner.vision_tower)[number], attention.q_proj, attention.k_proj, rows
@@ -156,7 +173,7 @@ class TowerAdapter(Adapter):
             run = TowerRun(
                 query, keys, attention.num_heads, attention.scale, self.has_cls, states if one_layer else None
             )
-            (rows, cols), patches = self.grid, run.features().shape[1]
+            (rows, cols), patches = self.grid, run.patches
             if patches != rows * cols:
                 raise NotImplementedError(
                     f"pixel_values: expected images of {rows}x{cols} patches, got {patches} patches"

@@ -12,6 +12,10 @@ from vitcop.engine.hooks import Seen, Uncompiled, plain, uncopied
 NAMES = ("query", "keys", "output")
 
 
+def detached(x: Tensor) -> Tensor:
+    return x.detach() if x.requires_grad else x
+
+
 class WatchedLayer:
     """What a layer computes, run by run and thread by thread.
 
@@ -27,7 +31,7 @@ class WatchedLayer:
             seen.put("query", rows(output))
 
         def keep_keys(module: nn.Module, args: Any, output: Tensor) -> None:
-            seen.put("keys", output.detach())
+            seen.put("keys", detached(output))
 
         def keep_output(module: nn.Module, args: Any, output: Any) -> None:
             seen.put("output", output[0] if isinstance(output, tuple) else output)

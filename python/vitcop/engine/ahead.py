@@ -83,21 +83,15 @@ def lane_for(device: torch.device) -> Lane | None:
 
 
 class Ahead:
-    """The work of one stage, by visual tokens of the samples. `seconds` of `watch` are those it took over there."""
+    """The work of one stage in a lane, by visual tokens of the samples. `watch` is told how long it took there."""
 
-    def __init__(
-        self, work: Callable[[], dict[int, Any]], lane: Lane | None, watch: Stopwatch | Untimed | None
-    ) -> None:
-        self._work, self._lane, self._result = work, lane, None
-        self.watch = watch if lane is not None else None
-        self._joined = lane is None
-        if lane is not None:
-            self._result = lane.fork(self._timed)
+    def __init__(self, work: Callable[[], dict[int, Any]], lane: Lane, watch: Stopwatch | Untimed) -> None:
+        self._work, self._lane, self.watch = work, lane, watch
+        self._joined = False
+        self._result = lane.fork(self._timed)
 
     def _timed(self) -> dict[int, Any]:
         with torch.no_grad():
-            if self.watch is None:
-                return self._work()
             self.watch.start()
             result = self._work()
             self.watch.stop()
@@ -105,12 +99,10 @@ class Ahead:
 
     def join(self) -> None:
         """Also what must be called where the result is not wanted any more: it makes memory safe to reuse."""
-        if not self._joined and self._lane is not None:
+        if not self._joined:
             self._joined = True
             self._lane.join(self._result)
 
     def result(self, total: int) -> Any:
         """What the work gave for samples of `total` visual tokens; `join` has been called."""
-        if self._result is None:
-            self._result = self._timed()
         return self._result[total]

@@ -1,5 +1,6 @@
 """Shorten whole sequences: from plans for the visual tokens to one plan, and one gather, over all slots."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,13 +13,24 @@ from vitcop.methods.base import Plan
 from .layout import Group
 
 
-@dataclass(slots=True)
+@dataclass
 class Visible:
     """The visual tokens that G samples still have, on their way through the decoder."""
 
     group: Group
     slots: Tensor  # [G, V] where they are in the current sequence
-    origin: Tensor  # [G, V] which of the sample's unpruned visual tokens they are
+    before: "Visible | None" = None  # those that a stage found; None: none has been there
+    anchors: Tensor | None = None  # [G, V] which of those they are; None: all
+
+    @functools.cached_property
+    def origin(self) -> Tensor:
+        """[G, V] which of the sample's unpruned visual tokens they are."""
+        if self.before is None:
+            return self.group.order
+        origin = self.before.origin
+        if self.anchors is None:
+            return origin
+        return self.anchors if origin is self.group.order else origin.gather(1, self.anchors)
 
 
 Part = tuple[Tensor | None, Tensor, Plan]  # rows of the batch (None: all), [G, V] slots of their visual tokens, a plan

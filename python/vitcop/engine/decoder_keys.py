@@ -52,18 +52,19 @@ def key_norms(layer: nn.Module, hidden: Tensor, heads: str) -> Tensor:
 def _plain_key_projection(attention: Any, norm: Any, hidden: Tensor) -> tuple[Tensor, Tensor | None] | None:
     """Weight [H*d, C] and bias of the keys where they are nothing but a projection of an RMSNorm; else None."""
     projection, rows = _projection(attention, "k")
-    if not (
-        _is_plain(projection, nn.Linear) and type(norm).__name__ in PLAIN_RMS_NORMS and _is_plain(norm, type(norm))
-    ):
+    kind = type(norm)
+    if not (_is_plain(projection, nn.Linear) and kind.__name__ in PLAIN_RMS_NORMS and _is_plain(norm, kind)):
         return None
-    weight, bias = projection.weight[rows], projection.bias
-    if not (weight.dtype == hidden.dtype == norm.weight.dtype and weight.device == hidden.device):
+    weight, bias = projection._parameters["weight"], projection._parameters["bias"]
+    if rows != _ALL:
+        weight, bias = weight[rows], None if bias is None else bias[rows]
+    if not (weight.dtype == hidden.dtype == norm._parameters["weight"].dtype and weight.device == hidden.device):
         return None
-    if attention in SCALED or _clip(attention) is not None or getattr(attention, "k_norm", None) is not None:
+    if attention in SCALED or _clip(attention) is not None or attention._modules.get("k_norm") is not None:
         return None
     if parallel.group_of(attention, weight.shape[0] // attention.head_dim) is not None:
         return None
-    return weight, None if bias is None else bias[rows]
+    return weight, bias
 
 
 def last_token_attention(
@@ -228,10 +229,14 @@ def parts(layer: nn.Module) -> tuple[Any, Any]:
     return attention, nn.Identity() if norm is None else norm
 
 
+_ALL = slice(None)
+
+
 def _projection(attention: Any, name: str) -> tuple[Any, slice]:
     """The module that makes queries ("q") or keys ("k"), and which rows of its output they are."""
-    if "qkv_proj" not in attention._modules:
-        return getattr(attention, f"{name}_proj"), slice(None)
+    modules = attention._modules
+    if "qkv_proj" not in modules:
+        return modules[f"{name}_proj"], _ALL
     queries = attention.config.num_attention_heads * attention.head_dim
     keys = attention.config.num_key_value_heads * attention.head_dim
     return attention.qkv_proj, slice(0, queries) if name == "q" else slice(queries, queries + keys)
@@ -245,7 +250,7 @@ def _project(attention: Any, hidden: Tensor, name: str) -> Tensor:
             f"FSDP: expected whole decoder layers to be sharded, so that {name}_proj is gathered where its layer "
             "begins, got one that is sharded by itself"
         )
-    if rows != slice(None) and _is_plain(projection, nn.Linear):
+    if rows != _ALL and _is_plain(projection, nn.Linear):
         bias = projection.bias
         states = nn.functional.linear(hidden, projection.weight[rows], None if bias is None else bias[rows])
     else:
@@ -274,5 +279,5 @@ def _is_plain(module: nn.Module, kind: type) -> bool:
     """Calling it is nothing but its forward, on weights that are ordinary tensors."""
     if type(module) is not kind or "forward" in module.__dict__ or module._forward_hooks or module._forward_pre_hooks:
         return False
-    weight: Any = module.weight
+    weight: Any = module._parameters.get("weight")
     return type(weight) in (nn.Parameter, Tensor) and weight.is_floating_point()

@@ -1,5 +1,6 @@
 """Hooks that `torch.compile` leaves alone: they choose tokens, and have to run as Python on every call."""
 
+import functools
 import threading
 from collections import UserList
 from collections.abc import Callable
@@ -7,6 +8,7 @@ from typing import Any, Generic, NoReturn, Protocol, TypeVar
 
 import torch
 from torch import nn
+from torch._C._dynamo.eval_frame import get_eval_frame_callback
 
 T = TypeVar("T")
 
@@ -36,13 +38,30 @@ class uncopied:
 
 
 class untraced(uncopied):
-    """The same, and a graph break where it would be traced. Costs half a microsecond where nothing is compiled.
-
-    Not only while compiling: a frame that runs eagerly inside a compiled model is traced on its own.
-    """
+    """The same, and a graph break where it would be traced."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
-        super().__init__(torch.compiler.disable(function))
+        super().__init__(function)
+        self.disabled = torch.compiler.disable(function)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        # Also in a frame that runs eagerly inside a compiled model: it is traced on its own.
+        if torch.compiler.is_dynamo_compiling() or get_eval_frame_callback() is not None:
+            return self.disabled(*args, **kwargs)
+        return self.function(*args, **kwargs)
+
+
+def disable(method: Callable[..., T]) -> Callable[..., T]:
+    """`torch.compiler.disable`, whose cost is spared where no compiler is at work."""
+    disabled = torch.compiler.disable(method)
+
+    @functools.wraps(method)
+    def call(*args: Any) -> T:
+        if torch.compiler.is_dynamo_compiling() or get_eval_frame_callback() is not None:
+            return disabled(*args)
+        return method(*args)
+
+    return call
 
 
 class PerThread(threading.local, UserList[T]):

@@ -35,11 +35,16 @@ class Prompt:
     contiguous: bool = True  # padding is on the left, and position ids count up by one from slot to slot of the rest
     starts: tuple[tuple[int, ...], ...] | None = None  # first slot of each packed sample, row by row; None: not packed
 
-    @property
+    @functools.cached_property
     def visual(self) -> Array:
         """[B, q] bool: this slot holds a visual token."""
         found: Array = self.kinds > 0
         return found
+
+    @functools.cached_property
+    def slots(self) -> Array:
+        """Those of all visual tokens, row by row."""
+        return self.kinds.nonzero()[1]
 
     @property
     def padded(self) -> bool:
@@ -48,13 +53,15 @@ class Prompt:
     @property
     def last_visual(self) -> int:
         """The last slot that is visual in any sample."""
-        return int(np.flatnonzero(self.visual.any(0))[-1])
+        return int(self.slots[-1] if len(self.counts) == 1 else self.slots.max())
 
     @property
     def tail(self) -> int:
         """Slots after the last visual token, of the sample where they are the most."""
-        visual = self.visual
-        return int(visual[visual.any(1)][:, ::-1].argmax(1).max())
+        ends = itertools.accumulate(self.counts)
+        return (
+            self.kinds.shape[1] - 1 - min(int(self.slots[e - 1]) for e, n in zip(ends, self.counts, strict=True) if n)
+        )
 
 
 def read_prompt(
@@ -79,7 +86,7 @@ def read_prompt(
     kinds = np.zeros((batch, width), np.uint8)
     for kind, token in visual_ids.items():
         kinds[ids == token] = KINDS.index(kind) + 1
-    counts = np.count_nonzero(kinds, axis=1).tolist() if batch > 1 else [int(np.count_nonzero(kinds))]
+    counts = [int(np.count_nonzero(row)) for row in kinds]
     lengths, padded = [width] * batch, False
     valid = np.empty(0, bool)
     if padding_mask is not None:
@@ -105,7 +112,7 @@ def read_prompt(
 
 
 def _host(tensor: Tensor) -> Array:
-    found: Array = tensor.detach().cpu().numpy()
+    found: Array = tensor.cpu().numpy()
     return found
 
 
@@ -141,8 +148,8 @@ class Group:
         ]
         if len(rows) == 1:
             row = rows[0]
-            moved.slots, last = _to(row, device)[None], slots[bounds[self.samples[0] + 1] - 1 :][:1]
-            moved.end = _to(last, device)[None]
+            end = bounds[self.samples[0] + 1]
+            moved.slots, moved.end = _to(row[None], device), _to(slots[None, end - 1 : end], device)
         else:
             moved.slots = _to(np.stack(rows), device)
             moved.end = _to(np.stack([slots[bounds[sample + 1] - 1 :][:1] for sample in self.samples]), device)
@@ -181,8 +188,7 @@ class Layouts:
 
     def get(self, prompt: Prompt, tokens: Sequence[VisualTokens], device: torch.device) -> Layout:
         """Raises as `group_samples` does, and ValueError for infeasible budgets."""
-        kinds, counts = prompt.kinds, prompt.counts
-        slots = kinds.nonzero()[1]  # of all visual tokens, row by row
+        kinds, counts, slots = prompt.kinds, prompt.counts, prompt.slots
         runs = [(run.kind, *run.image_tokens, run.segments().numpy().tobytes()) for run in tokens]
         tiles = any(getattr(run, "are_tiles", False) for run in tokens)  # what stands between them matters as well
         key = *counts, *runs, (kinds if tiles else kinds[kinds > 0]).tobytes(), device
@@ -364,7 +370,8 @@ def _match(kinds: Array, waiting: Mapping[str, Iterator[_Image]], sample: int) -
 
 
 def _to(array: Array, device: torch.device) -> Tensor:
-    return torch.from_numpy(array).to(device, non_blocking=True)
+    tensor = torch.from_numpy(array)
+    return tensor if device.type == "cpu" else tensor.to(device, non_blocking=True)
 
 
 @functools.lru_cache(maxsize=64)

@@ -61,7 +61,8 @@ class PerImage:
                 origins[total].append(origin - begin)
                 begin += total
         return [
-            Visible(group, torch.cat(slots[group.total]), torch.cat(origins[group.total])) for group in self._images
+            Visible(group, torch.cat(slots[group.total]), Visible(group, group.slots), torch.cat(origins[group.total]))
+            for group in self._images
         ]
 
     def join(self, seen: Sequence[Visible], plans: dict[int, Plan]) -> dict[tuple[int, ...], Plan]:

@@ -17,7 +17,7 @@ from . import decoder_keys, parallel
 from .ahead import Ahead, VisionContext, lane_for
 from .cache import Attached
 from .compaction import put_back
-from .hooks import Current, Stands
+from .hooks import Current, Stands, disable
 from .injection import Injection
 from .layout import Layout, Prompt
 from .masks import causal_mask, mask_kind, read_history, read_padding
@@ -76,7 +76,7 @@ class Run:
         self.adapter, self.program, self.attached, self._current = adapter, program, attached, current
         self.prompt, self.layout, self.tokens = prompt, layout, tokens
         self.batch, self.queries = embeds.shape[:2]
-        self.embeds, self.device = embeds.detach(), embeds.device
+        self.embeds, self.device = embeds.detach() if embeds.requires_grad else embeds, embeds.device
         self.kind = mask_kind(adapter.decoder.config._attn_implementation)
         self.cache, self.before, self.seen = cache, caches.is_pruned(cache), caches.seen(cache)
         if self.before:
@@ -239,7 +239,7 @@ class Run:
             kwargs.update(self._changed)
         return forward(*args, **kwargs)
 
-    @torch.compiler.disable
+    @disable
     def _look(
         self, index: int, numbers: Sequence[int], layer: nn.Module, hidden: Tensor, kwargs: dict[str, Any]
     ) -> Tensor:
@@ -332,13 +332,13 @@ class Run:
             ahead.join()
         watch = Stopwatch(self.device) if self._timed else Untimed()
         watch.start()
-        view = StageView(self, stage.layer, layer, hidden.detach().to(self.device))
+        view = StageView(self, stage.layer, layer, hidden.detach() if hidden.requires_grad else hidden)
         with torch.no_grad() if torch.is_grad_enabled() else _AS_IT_IS:
             shown, chosen = self._shown(), dict[int, Plan]()
             for visible in shown:
                 budget = shapes.budgets.get(visible.group.total)
                 if budget is not None:
-                    plan = stage.select(StageContext(visible, budget, view, ahead))
+                    plan = stage.select(StageContext(visible, budget, view, ahead or stage.ahead))
                     chosen[visible.group.total] = (
                         plan if self._ranks is None else parallel.first_ranks(plan, self._ranks)
                     )
@@ -393,7 +393,7 @@ class Run:
 
     def _start_ahead(self, number: int) -> None:
         """Stage `number` is the next: start what it can do before the decoder comes to it."""
-        if number >= len(self.program.stages) or self.layout is None:
+        if self.lane is None or number >= len(self.program.stages) or self.layout is None:
             return
         stage, shapes = self.program.stages[number], self.layout.shapes.stages[number]
         if stage.ahead is None or not shapes.prunes:
@@ -405,9 +405,7 @@ class Run:
             for visible in self._shown()
             if visible.group.total in shapes.budgets
         }
-        watch = None
-        if self.lane is not None:
-            watch = Stopwatch(self.device) if self._timed else Untimed()
+        watch = Stopwatch(self.device) if self._timed else Untimed()
         self._ahead = Ahead(lambda: {total: work(ctx) for total, ctx in contexts.items()}, self.lane, watch)
 
     # -- what a stage asks for ---------------------------------------------------------------------------------------

@@ -36,7 +36,7 @@ class Sequence:
     ) -> None:  # fmt: skip
         self.batch, self.width, self.valid = batch, width, valid
         self._prompt_lengths = self.lengths = prompt.lengths if prompt is not None else [width] * batch
-        self.visible = [Visible(group, group.slots, group.order) for group in groups]
+        self.visible = [Visible(group, group.slots) for group in groups]
         self.source: Tensor | None = None  # [B, n] slot of the prompt that each slot came from; None: itself
         self.rotary: Rotary | None = None  # of the current slots
         self.ids: Tensor | None = None  # [B or 1, n]; None: cos and sin of contiguous ids are in the table
@@ -126,17 +126,16 @@ class Sequence:
         """Where the visual tokens of each group are now."""
         visible, new_slots = [], iter(compaction.slots)
         for old in before:
-            group, slots, origin = old.group, old.slots, old.origin
+            group, slots = old.group, old.slots
             plan = plans.get(group.images)
             if plan is not None:
                 found = next(new_slots)
                 if plan.places is not None:  # in the order of the outputs
                     slots = slots.gather(1, plan.anchors)
-                origin = plan.anchors if origin is group.order else origin.gather(1, plan.anchors)
             if plan is None or plan.places is not None:
                 column = compaction.column if group.rows is None else compaction.column[group.rows]
                 found = column.gather(1, slots)
-            visible.append(Visible(group, found, origin))
+            visible.append(Visible(group, found, old, None if plan is None else plan.anchors))
         return visible
 
     def _reorder(self, hidden: Tensor, order: Tensor, follow: bool) -> Tensor:
@@ -144,7 +143,7 @@ class Sequence:
         assert self.source is not None and self.rotary is not None
         place = order.argsort(dim=1)
         self.visible = [
-            Visible(v.group, (place if v.group.rows is None else place[v.group.rows]).gather(1, v.slots), v.origin)
+            Visible(v.group, (place if v.group.rows is None else place[v.group.rows]).gather(1, v.slots), v)
             for v in self.visible
         ]
         each = torch.arange(self.batch, device=order.device)[:, None]

@@ -1,6 +1,7 @@
 """What methods see of a running model: one stage, and one group of samples at it."""
 
 import functools
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,7 +12,7 @@ from vitcop.methods.base import Plan
 
 from . import cache as caches
 from . import decoder_keys, parallel
-from .ahead import Ahead
+from .ahead import Ahead, VisionContext
 from .compaction import Visible
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ class StageView:
 
     def __init__(self, run: "Run", index: int, layer: nn.Module, hidden: Tensor) -> None:
         self.run, self.index, self.layer = run, index, layer
-        self.hidden = hidden  # [B, n, C] at the layer's input
+        self.hidden = hidden if hidden.device == run.device else hidden.to(run.device)  # [B, n, C] at the layer's input
         self._attention: dict[str, Tensor] = {}
 
     def key_norms(self, ctx: "StageContext", heads: str, source: str) -> Tensor:
@@ -81,7 +82,9 @@ class StageView:
 class StageContext:
     """Implements `methods.Context` for one group of samples at one stage."""
 
-    def __init__(self, visible: Visible, budget: int, view: StageView, ahead: Ahead | None = None) -> None:
+    def __init__(
+        self, visible: Visible, budget: int, view: StageView, ahead: Ahead | Callable[[Any], Any] | None = None
+    ) -> None:
         group = visible.group
         self.total, self.count, self.budget = group.total, visible.slots.shape[1], budget
         self.num_segments, self.max_segment, self.ordered = group.num_segments, group.max_segment, group.ordered
@@ -113,9 +116,11 @@ class StageContext:
     def attention(self, source: str = "layer") -> Tensor:
         return self.gather(self._view.attention(source))
 
-    @property
+    @functools.cached_property
     def ahead(self) -> Any:
-        return None if self._ahead is None else self._ahead.result(self.total)
+        if isinstance(self._ahead, Ahead):
+            return self._ahead.result(self.total)
+        return None if self._ahead is None else self._ahead(VisionContext(self))
 
     @functools.cached_property
     def embeddings(self) -> Tensor:

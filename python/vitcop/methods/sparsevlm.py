@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -73,13 +73,14 @@ class SparseVLM(Budgeted):
 
     def program(self, num_layers: int) -> Program:
         layers, notes = layers_for(LAYERS, self.layers, num_layers)
+        cuts = functools.cache(functools.partial(self.cuts, num_layers))
         stages = [
-            Stage(f"sparsevlm {number + 1}", layer, functools.partial(self._select, number, num_layers))
+            Stage(f"sparsevlm {number + 1}", layer, functools.partial(self._select, number, cuts))
             for number, layer in enumerate(layers)
         ]
 
         def counts(total: int) -> list[int]:
-            return [sum(cut) for cut in self.cuts(num_layers, total)]
+            return [sum(cut) for cut in cuts(total)]
 
         return Program(stages, counts, "renumber", notes)
 
@@ -106,8 +107,8 @@ class SparseVLM(Budgeted):
     def _recycled(pruned: int) -> int:
         return int(pruned * 0.3) + 1
 
-    def _select(self, number: int, num_layers: int, ctx: Context) -> Plan:
-        stays, means = self.cuts(num_layers, ctx.total)[number]
+    def _select(self, number: int, cuts: Callable[[int], list[tuple[int, int]]], ctx: Context) -> Plan:
+        stays, means = cuts(ctx.total)[number]
         scores = ctx.text_attention(raters(ctx), "previous")  # [G, V]
         best = ops.select_tokens(scores, stays, largest=True)
         if not means:
