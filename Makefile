@@ -9,6 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 BUILD_TOOLS := "setuptools>=77" "cmake>=3.24" ninja pybind11
+PARALLEL := -n auto --dist worksteal
 NATIVE := CMakeLists.txt setup.py $(shell find csrc -name '*.cpp' -o -name '*.h')
 
 .PHONY: demo test test-transformers-4 test-transformers-own test-eval test-vllm lint format build wheel clean
@@ -18,11 +19,11 @@ demo: build
 	$(BIN)/vitcop run --out out/demo
 
 test: build
-	$(BIN)/python -m pytest --ignore verification/tests/test_aot.py
+	$(BIN)/python -m pytest $(PARALLEL) --ignore verification/tests/test_aot.py
 
 # The adapter suite once more, with the oldest transformers we support.
 test-transformers-4: $(VENV)-4/.installed
-	$(VENV)-4/bin/python -m pytest tests/adapters tests/methods
+	$(VENV)-4/bin/python -m pytest $(PARALLEL) tests/adapters tests/methods
 
 # transformers' own tests of a model, from its source distribution, under pruning that keeps everything: an hour.
 test-transformers-own: build

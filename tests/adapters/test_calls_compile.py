@@ -13,7 +13,7 @@ from vitcop import ViTCoP
 
 METHOD = ViTCoP(retention=0.3)
 NEW = 5
-DIFFERENT = "llava", "llava_onevision", "qwen2_5_vl", "qwen3_vl", "internvl"  # adapters of towers
+DIFFERENT = "llava", "qwen2_5_vl", "internvl"  # adapters of towers
 
 
 class Compiler:
@@ -100,7 +100,7 @@ def test_whole_layers(family: Family, compiler: Compiler, how: Any, dtype: torch
 
 
 @pytest.mark.feature("compiled decoder layers")
-@pytest.mark.parametrize("family", parameters(*DIFFERENT), indirect=True)
+@pytest.mark.parametrize("family", parameters("llava", "qwen2_5_vl"), indirect=True)
 def test_the_whole_model_with_breaks_at_the_hooks(family: Family, compiler: Compiler) -> None:
     model = family.build(layers=4, key_heads=4)
     expected = run(family, model)

@@ -25,10 +25,10 @@ def assert_close(x: Tensor, csr: tuple[Tensor, ...], **kwargs: Any) -> Tensor:
 
 
 @pytest.mark.parametrize("merge", MERGES)
-@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=name_of)
 @pytest.mark.parametrize(
     ("batch", "n", "segments", "width"),
-    [(1, 1, 1, 1), (2, 33, 10, 31), (1, 60, 7, 1100), (2, 6, 0, 2), (0, 4, 2, 8), (2, 5, 3, 0), (1, 40, 40, 5)],
+    [(1, 1, 1, 1), (2, 33, 6, 31), (1, 24, 3, 1100), (2, 6, 0, 2), (0, 4, 2, 8), (2, 5, 3, 0), (1, 40, 40, 5)],
 )
 def test_is_close_to_the_reference(
     batch: int, n: int, segments: int, width: int, dtype: torch.dtype, merge: str
