@@ -28,8 +28,18 @@ Ptr make_error(std::string message, torch::autograd::edge_list edges) {
     return c10::make_intrusive<Error>(std::move(message), std::move(edges));
 }
 
+// Calls f with each tensor of an argument or output.
+template <class F>
+void for_each_tensor(const c10::IValue& value, F&& f) {
+  if (value.isTensor() && value.toTensor().defined()) f(value.toTensor());
+  if (value.isTensorList())
+    for (const at::Tensor& t : value.toTensorVector()) f(t);
+}
+
 bool wants_gradient(const c10::IValue& value) {
-  return value.isTensor() && value.toTensor().defined() && value.toTensor().requires_grad();
+  bool wants = false;
+  for_each_tensor(value, [&](const at::Tensor& t) { wants |= t.requires_grad(); });
+  return wants;
 }
 
 void refuse_gradient(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::jit::Stack* stack) {
@@ -38,7 +48,9 @@ void refuse_gradient(const c10::OperatorHandle& op, c10::DispatchKeySet keys, to
   if (at::GradMode::is_enabled() && std::any_of(arguments.begin(), arguments.end(), wants_gradient)) {
     torch::autograd::variable_list inputs;
     for (const c10::IValue& value : arguments)
-      if (wants_gradient(value)) inputs.push_back(value.toTensor());
+      for_each_tensor(value, [&](const at::Tensor& t) {
+        if (t.requires_grad()) inputs.push_back(t);
+      });
     const std::string name = op.schema().name().substr(op.schema().name().rfind(':') + 1);
     refusal = make_error<NodePtr>(name +
                                       ": has no gradient (it ranks or chooses tokens); "
@@ -51,14 +63,16 @@ void refuse_gradient(const c10::OperatorHandle& op, c10::DispatchKeySet keys, to
   }
   if (refusal)
     for (const c10::IValue& output : torch::jit::last(*stack, op.schema().returns().size()))
-      if (output.toTensor().is_floating_point()) torch::autograd::set_history(output.toTensor(), refusal);
+      for_each_tensor(output, [&](const at::Tensor& t) {
+        if (t.is_floating_point()) torch::autograd::set_history(t, refusal);
+      });
 }
 
 }  // namespace
 
 TORCH_LIBRARY_IMPL(vitcop, AutogradCPU, m) {
-  for (const char* op :
-       {"key_norms", "key_proj", "key_proj_norms", "attention_saliency", "vic_cluster", "vic_cluster_varlen"})
+  for (const char* op : {"key_norms", "key_proj", "key_proj_norms", "attention_saliency", "vic_cluster",
+                         "vic_cluster_varlen", "prune_sequence"})
     m.impl(op, torch::CppFunction::makeFromBoxedFunction<&refuse_gradient>());
 }
 

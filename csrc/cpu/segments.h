@@ -41,6 +41,19 @@ inline void check_segments(const char* op, const Tensor& x, const Tensor& perm, 
   check_anchors(op, merge, anchors, merged, lead_and(perm, 1, {offsets.size(-1) - 1}), "x", x);
 }
 
+// The segments of one sample.
+struct SampleSegments {
+  const int64_t* perm;
+  const int64_t* offsets;
+  int64_t count;
+  const int64_t* anchors = nullptr;
+  const bool* merged = nullptr;  // null: no anchor is added
+
+  int64_t length(int64_t s) const { return offsets[s + 1] - offsets[s]; }
+  bool adds_anchor(int64_t s) const { return merged && merged[s]; }
+  bool copies(int64_t s) const { return length(s) == 1 && !adds_anchor(s); }
+};
+
 // The plan of one call, its indices checked. Anchors and merged flags are looked at where anchors are added.
 class Segments {
  public:
@@ -64,6 +77,14 @@ class Segments {
   }
 
   bool adds_anchor(int64_t segment) const { return merged && merged[segment]; }
+
+  SampleSegments of_sample(int64_t b) const {
+    return {.perm = perm + b * num_tokens,
+            .offsets = offsets + b * (count + 1),
+            .count = count,
+            .anchors = merged ? anchors + b * count : nullptr,
+            .merged = merged ? merged + b * count : nullptr};
+  }
 
   const int64_t batch, num_tokens, count;  // count: segments of a sample
 

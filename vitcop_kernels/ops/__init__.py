@@ -7,6 +7,7 @@ from .key_norms import key_norms
 from .key_proj import key_proj
 from .key_proj_norms import key_proj_norms
 from .plan_tokens import plan_tokens
+from .prune_sequence import prune_sequence
 from .segment_mean import segment_mean
 from .segment_mean_backward import segment_mean_backward
 from .select_tokens import select_tokens
@@ -22,6 +23,7 @@ __all__ = [
     "key_proj_norms",
     "num_centers_for",
     "plan_tokens",
+    "prune_sequence",
     "segment_mean",
     "segment_mean_backward",
     "select_tokens",

@@ -14,6 +14,18 @@ from . import reference
 OP = "compact_sequence"
 
 
+def check_companions(op: str, companions: list[Tensor], x: Tensor) -> None:
+    n, lead = x.shape[-2], x.dim() - 1
+    batch = "" if lead == 1 else "1, " if x.shape[0] == 1 else f"{x.shape[0]} or 1, "
+    for k, t in enumerate(companions):
+        if t.dtype not in (*checks.FLOATS, *checks.INTS, torch.bool):
+            got = str(t.dtype).removeprefix("torch.")
+            raise TypeError(f"{op}: companions[{k}]: expected a floating dtype, int64, int32 or bool, got {got}")
+        checks.same_device(op, f"companions[{k}]", t, "x", x.device)
+        if t.dim() < lead or t.shape[lead - 1] != n or (lead == 2 and t.shape[0] not in (1, x.shape[0])):
+            checks.fail(op, f"companions[{k}]", f"[{batch}{n}, ...]", checks.shape_of(t))
+
+
 def check(
     x: Tensor,
     companions: list[Tensor],
@@ -25,15 +37,7 @@ def check(
     merge: str = "mean",
 ) -> None:
     check_segments(OP, x, perm, offsets, anchors, merged, merge)
-    n, lead = x.shape[-2], x.dim() - 1
-    batch = "" if lead == 1 else "1, " if x.shape[0] == 1 else f"{x.shape[0]} or 1, "
-    for k, t in enumerate(companions):
-        if t.dtype not in (*checks.FLOATS, *checks.INTS, torch.bool):
-            got = str(t.dtype).removeprefix("torch.")
-            raise TypeError(f"{OP}: companions[{k}]: expected a floating dtype, int64, int32 or bool, got {got}")
-        checks.same_device(OP, f"companions[{k}]", t, "x", x.device)
-        if t.dim() < lead or t.shape[lead - 1] != n or (lead == 2 and t.shape[0] not in (1, x.shape[0])):
-            checks.fail(OP, f"companions[{k}]", f"[{batch}{n}, ...]", checks.shape_of(t))
+    check_companions(OP, companions, x)
 
 
 def _fake(

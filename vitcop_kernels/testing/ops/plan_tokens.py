@@ -200,8 +200,8 @@ class PlanTokens:
     def __init__(self, case: Case) -> None:
         labels, scores, self.num_clusters, self.budget = case.args
         self.shape, self.options = labels.shape[:-1], case.kwargs
-        self.labels = labels.numpy().astype(np.int64).reshape(-1, labels.shape[-1])
-        self.scores = double(scores).reshape(-1, labels.shape[-1])
+        flat = math.prod(self.shape), labels.shape[-1]
+        self.labels, self.scores = labels.numpy().astype(np.int64).reshape(flat), double(scores).reshape(flat)
 
     def plan(self, b: int, how: str) -> Plan:
         options = self.options

@@ -1,5 +1,6 @@
 """select_tokens in the table."""
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -47,7 +48,7 @@ def build(b: Bytes, dtype: torch.dtype) -> dict[str, Any]:
 class SelectTokens:
     def __init__(self, case: Case) -> None:
         scores, k = case.args
-        values = double(scores).reshape(-1, scores.shape[-1])
+        values = double(scores).reshape(math.prod(scores.shape[:-1]), scores.shape[-1])
         best = [np.sort(best_first(row, case.kwargs["largest"])[:k]) for row in values]
         self.want = np.array(best, np.int64).reshape(*scores.shape[:-1], k)
 

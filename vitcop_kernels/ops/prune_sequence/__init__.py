@@ -1,0 +1,3 @@
+from .op import prune_sequence
+
+__all__ = ["prune_sequence"]
