@@ -72,14 +72,16 @@ def last_token_attention(
     hidden: Tensor,
     last: Tensor | None,
     embeddings: tuple[Tensor, Tensor],
-    past_keys: Tensor | None,
+    past: int,
+    keys: Tensor | None,
     keys_valid: Tensor | None,
 ) -> Tensor:
     """Attention that the last token of each sample would pay in a layer, summed over heads.
 
     Args:
         hidden: [B, n, C] at the layer's input. last: [B] slot of each sample's last token, None: n - 1.
-        embeddings: cos and sin, [B or 1, n, d]. past_keys: [B, Hkv, p, d], rotated, or None.
+        embeddings: cos and sin, [B or 1, n, d]. past: p, keys of earlier turns. keys: [B, Hkv, p + n, d], rotated, as
+            the layer has left them in the cache; or those of the p earlier ones, None where p is 0.
         keys_valid: [B, p + n] bool or None.
 
     Returns:
@@ -91,10 +93,9 @@ def last_token_attention(
 
     mask = keys_valid
     if last is not None:  # what comes after the last token is padding, or not to be seen
-        past = 0 if past_keys is None else past_keys.shape[2]
         mask = torch.arange(-past, hidden.shape[1], device=hidden.device) <= last[:, None]
         mask = mask if keys_valid is None else mask & keys_valid
-    return _received(layer, hidden, rows, embeddings, past_keys, None if mask is None else mask[:, None])
+    return _received(layer, hidden, rows, embeddings, past, keys, None if mask is None else mask[:, None])
 
 
 def tail_attention(
@@ -102,7 +103,8 @@ def tail_attention(
     hidden: Tensor,
     chosen: Tensor,
     embeddings: tuple[Tensor, Tensor],
-    past_keys: Tensor | None,
+    past: int,
+    keys: Tensor | None,
     keys_valid: Tensor | None,
 ) -> Tensor:
     """Attention that the chosen ones of the last W tokens would pay in a layer, summed over heads and over them.
@@ -110,12 +112,12 @@ def tail_attention(
     Args:
         chosen: [B, W] bool. Everything else is as for `last_token_attention`.
     """
-    window, past = chosen.shape[1], 0 if past_keys is None else past_keys.shape[2]
+    window = chosen.shape[1]
     column = torch.arange(-past, hidden.shape[1], device=hidden.device)
     mask = chosen[:, :, None] & (column <= column[-window:, None])  # [B, W, p + n]
     if keys_valid is not None:
         mask = mask & keys_valid[:, None]
-    return _received(layer, hidden, lambda x: x[:, -window:], embeddings, past_keys, mask)
+    return _received(layer, hidden, lambda x: x[:, -window:], embeddings, past, keys, mask)
 
 
 def _received(
@@ -123,19 +125,34 @@ def _received(
     hidden: Tensor,
     rows: Callable[[Tensor], Tensor],
     embeddings: tuple[Tensor, Tensor],
-    past_keys: Tensor | None,
+    past: int,
+    keys: Tensor | None,
     mask: Tensor | None,
 ) -> Tensor:
     """[B, n] attention that `rows` of the sequence, [B, n, C] -> [B, M, C], pay under `mask [B, M, p + n]`."""
-    query, keys = query_and_keys(layer, hidden, rows, embeddings)
     attention, _ = parts(layer)
-    if past_keys is not None:
-        keys = torch.cat([past_keys.to(keys), keys], dim=2)
+    if keys is not None and keys.shape[2] == past + hidden.shape[1]:
+        query = queries(layer, hidden, rows, embeddings)
+    else:
+        query, own = query_and_keys(layer, hidden, rows, embeddings)
+        keys = own if keys is None else torch.cat([keys.to(own), own], dim=2)
     received = ops.attention_saliency(query, keys.to(query.dtype), scale=attention.scaling, mask=mask)
     group = parallel.group_of(attention, keys.shape[1])
     if group is not None:
         received = parallel.sum_over_heads(received, group)
     return received[:, keys.shape[2] - hidden.shape[1] :]
+
+
+def queries(
+    layer: nn.Module, hidden: Tensor, rows: Callable[[Tensor], Tensor], embeddings: tuple[Tensor, Tensor]
+) -> Tensor:
+    """[B, H, M, d] queries of `rows`, as the attention of the layer compares them."""
+    attention, norm = parts(layer)
+    query = _project(attention, norm(rows(hidden)), "q").to(hidden.device)
+    if getattr(attention, "use_rope", True):
+        cos, sin = (rows(t.expand(hidden.shape[0], -1, -1)) for t in embeddings)
+        query = _rotation(attention)(query, query, cos, sin)[0]
+    return query
 
 
 def query_and_keys(

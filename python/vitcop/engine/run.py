@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from vitcop.methods.base import Plan, Program, Stage
+from vitcop.methods.base import Choice, Plan, Program, Stage
 
 from . import cache as caches
 from . import decoder_keys, parallel
@@ -333,35 +333,55 @@ class Run:
         watch = Stopwatch(self.device) if self._timed else Untimed()
         watch.start()
         view = StageView(self, stage.layer, layer, hidden.detach() if hidden.requires_grad else hidden)
-        with torch.no_grad() if torch.is_grad_enabled() else _AS_IT_IS:
-            shown, chosen = self._shown(), dict[int, Plan]()
+        before, last = slots.visible, number + 1 == len(self.program.stages)
+        graph = torch.is_grad_enabled()
+        with torch.no_grad() if graph else _AS_IT_IS:
+            shown, choices = self._shown(), dict[int, Plan | Choice]()
             for visible in shown:
                 budget = shapes.budgets.get(visible.group.total)
                 if budget is not None:
-                    plan = stage.select(StageContext(visible, budget, view, ahead or stage.ahead))
-                    chosen[visible.group.total] = (
-                        plan if self._ranks is None else parallel.first_ranks(plan, self._ranks)
-                    )
-            plans = self._plans(shown, chosen)
-        before = slots.visible
-        last = number + 1 == len(self.program.stages)
-        shortened, compaction = slots.shorten(hidden, plans, shapes.removed, stage.layer, last)
-        if self.injection is not None:
-            self.injection.compact(compaction, plans.values(), stage.layer, hidden)
-        view.hidden = hidden  # from here on gradients flow
-        hidden = shortened
-        for place, old in enumerate(before):
-            whole = plans.get(old.group.images)
-            if whole is not None and whole.selection() is not whole:
-                made = content(whole, StageContext(old, whole.anchors.shape[1], view))
-                made = made if self._ranks is None else parallel.first_ranks_tensor(made, self._ranks)
-                hidden = slots.put(hidden, place, made)
+                    context = StageContext(visible, budget, view, ahead or stage.ahead)
+                    choices[visible.group.total] = stage.select(context)
+            choice = next(iter(choices.values()))
+            at_once = not graph and self._chooses_at_once and slots.chooses(hidden)
+            if isinstance(choice, Choice) and at_once:
+                hidden, plan = slots.choose(hidden, choice, shapes.removed, stage.layer, last)
+                plans: Plans = {before[0].group.images: plan}
+            else:
+                at_once = False
+                plans = self._plans(shown, {total: self._plan(choice) for total, choice in choices.items()})
+        if not at_once:
+            hidden = self._shorten(hidden, plans, shapes.removed, view, last)
         self.segments.append(Segment(stage.layer, slots.width, slots.source, slots.valid))
         self._change(stage.layer, kwargs)
         watch.stop()
         self._report(number, before, slots.visible, plans, watch, None if ahead is None else ahead.watch)
         self._start_ahead(number + 1)
         return hidden
+
+    def _shorten(self, hidden: Tensor, plans: Plans, removed: Sequence[int], view: StageView, last: bool) -> Tensor:
+        """Shorten the sequence by the plans of a stage, and put in what they make of the tokens."""
+        before = self.sequence.visible
+        shortened, compaction = self.sequence.shorten(hidden, plans, removed, view.index, last)
+        if self.injection is not None:
+            self.injection.compact(compaction, plans.values(), view.index, hidden)
+        view.hidden = hidden  # from here on gradients flow
+        for place, old in enumerate(before):
+            plan = plans.get(old.group.images)
+            if plan is not None and plan.selection() is not plan:
+                made = content(plan, StageContext(old, plan.anchors.shape[1], view))
+                made = made if self._ranks is None else parallel.first_ranks_tensor(made, self._ranks)
+                shortened = self.sequence.put(shortened, place, made)
+        return shortened
+
+    def _plan(self, choice: Plan | Choice) -> Plan:
+        plan = choice.plan() if isinstance(choice, Choice) else choice
+        return plan if self._ranks is None else parallel.first_ranks(plan, self._ranks)
+
+    @property
+    def _chooses_at_once(self) -> bool:
+        """Whether nobody else has a say in a choice, or needs to know how the sequence is shortened."""
+        return self._ranks is None and self.per_image is None and self.injection is None
 
     def _report(
         self, number: int, before: list[Visible], after: list[Visible], plans: Plans,
@@ -428,8 +448,8 @@ class Run:
             raters = raters.gather(1, place.clamp(min=0)) & (place >= 0)
         return raters if valid is None else raters & valid[:, -raters.shape[1] :]
 
-    def keys_seen(self, index: int, width: int) -> tuple[Tensor | None, Tensor | None]:
-        """Keys of earlier turns in a layer, and the key mask [B, p + n]."""
+    def keys_seen(self, index: int, width: int) -> tuple[int, Tensor | None, Tensor | None]:
+        """How many keys of earlier turns a layer has, the keys, and the key mask [B, p + n]."""
         length, past = self.history(index), None
         if length:
             past = caches.layer_keys(self.cache, index)
@@ -438,8 +458,12 @@ class Run:
                     "past_key_values: expected a DynamicCache on one device, to rank by attention"
                 )
             past = past[:, :, :length]
+        return length, past, self.keys_valid(index, width)
+
+    def keys_valid(self, index: int, width: int) -> Tensor | None:
+        """[B, p + n] bool: which keys of a layer are no padding; None: all."""
         before = caches.padding_of(self.cache.layers[index]) if self._history is not None else self.history_mask
-        return past, caches.grown_mask(before, length, self.sequence.valid, self.batch, width, self.device)
+        return caches.grown_mask(before, self.history(index), self.sequence.valid, self.batch, width, self.device)
 
     # -- afterwards --------------------------------------------------------------------------------------------------
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence as Sequential
 import torch
 from torch import Tensor
 
-from vitcop.methods.base import Plan
+import vitcop_kernels as ops
+from vitcop.methods.base import Choice, Plan
 
 from .compaction import Compaction, Visible, compact, put, wanted_order
 from .layout import Group, Prompt
@@ -63,29 +64,13 @@ class Sequence:
 
         Returns the new hidden states and the compaction.
         """
-        assert self.rotary is not None
-        before = self.visible
+        before, lengths = self.visible, self._lengths(removed)
         parts = [(v.group.rows, v.slots, plans[v.group.images].selection()) for v in before if v.group.images in plans]
-        lengths = [n - gone for n, gone in zip(self._prompt_lengths, removed, strict=True)]
         compaction = compact(parts, lengths, self.valid, self.width)
-        contiguous = self._positions == "renumber" or (layer == 0 and self._positions != "original")
-        restart = last and self._positions == "released" and not contiguous
-        moved = [] if self.source is None else [self.source]
-        follow = not (contiguous or restart)
-        if follow:
-            moved += self.rotary
-        if self.ids is not None:
-            moved.append(_restarted(self.ids, self.valid) if restart else self.ids)
-        hidden, found = compaction.all(hidden, moved)
-        self.source = compaction.index if self.source is None else found.pop(0)
-        if self.ids is not None:
-            self.ids = found.pop()
-        self.valid, self.lengths, self.width = compaction.valid, lengths, max(lengths)
-        if follow:
-            self.rotary = found[0], found[1]
-        elif self.ids is None:
-            self.rotary = self._from_table(end=not self._downwards)
-        else:
+        follow, restart = self._numbering(layer, last)
+        hidden, found = compaction.all(hidden, self._companions(follow, restart))
+        self._arrive(compaction.index, found, lengths, follow)
+        if self.ids is not None and not follow:
             if not restart:
                 self._recount(compaction)
             self.rotary = self._rotate(hidden, self.ids)
@@ -94,6 +79,61 @@ class Sequence:
         if order is not None:
             hidden = self._reorder(hidden, order, follow)
         return hidden, compaction
+
+    def chooses(self, hidden: Tensor) -> bool:
+        """Whether `choose` can shorten it: one group of all samples, on one device, without position ids to count."""
+        group = self.visible[0].group
+        same = hidden.device == group.slots.device
+        return same and group.rows is None and len(self.visible) == 1 and self.ids is None
+
+    def choose(
+        self, hidden: Tensor, choice: Choice, removed: Sequential[int], layer: int, last: bool
+    ) -> tuple[Tensor, Plan]:
+        """`shorten`, with the choice made in the same call: the new hidden states and the plan."""
+        (before,), lengths = self.visible, self._lengths(removed)
+        follow, restart = self._numbering(layer, last)
+        hidden, found, index, slots, anchors, perm, offsets, merged = ops.prune_sequence(
+            hidden, self._companions(follow, restart), before.slots, choice.scores, choice.budget,
+            labels=choice.labels, num_clusters=choice.num_clusters, quota=choice.quota, merge=choice.merge,
+            largest=choice.largest, valid=self.valid, out_len=max(lengths),
+        )  # fmt: skip
+        self._arrive(index, found, lengths, follow)
+        self.visible = [Visible(before.group, slots, before, anchors)]
+        if choice.labels is None:
+            return hidden, Plan(anchors)
+        return hidden, Plan(anchors, perm, offsets, merged, choice.labels, choice.merge, choice.centers)
+
+    def _lengths(self, removed: Sequential[int]) -> list[int]:
+        return [n - gone for n, gone in zip(self._prompt_lengths, removed, strict=True)]
+
+    def _numbering(self, layer: int, last: bool) -> tuple[bool, bool]:
+        """Whether position ids follow their tokens through a stage, and whether they restart there; neither: they
+        become contiguous."""
+        contiguous = self._positions == "renumber" or (layer == 0 and self._positions != "original")
+        restart = last and self._positions == "released" and not contiguous
+        return not (contiguous or restart), restart
+
+    def _companions(self, follow: bool, restart: bool) -> list[Tensor]:
+        """What moves with the hidden states."""
+        moved = [] if self.source is None else [self.source]
+        if follow:
+            assert self.rotary is not None
+            moved += self.rotary
+        if self.ids is not None:
+            moved.append(_restarted(self.ids, self.valid) if restart else self.ids)
+        return moved
+
+    def _arrive(self, index: Tensor, found: list[Tensor], lengths: list[int], follow: bool) -> None:
+        """Take over what has moved. index: `[B, n']` slot that each new slot takes the place of; -1 for padding."""
+        self.valid = index >= 0 if min(lengths) < max(lengths) else None
+        self.source = index if self.source is None else found.pop(0)
+        if self.ids is not None:
+            self.ids = found.pop()
+        self.lengths, self.width = lengths, max(lengths)
+        if follow:
+            self.rotary = found[0], found[1]
+        elif self.ids is None:
+            self.rotary = self._from_table(end=not self._downwards)
 
     def put(self, hidden: Tensor, number: int, content: Tensor) -> Tensor:
         """`hidden` with `content [G, V, C]` in place of the visual tokens of a group."""

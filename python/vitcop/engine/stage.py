@@ -33,40 +33,49 @@ class StageView:
             return decoder_keys.key_norms(self.layer, ctx.hidden, heads)
         keys = self._cached_keys()
         if keys is not None:
+            keys = keys[:, :, self.run.history(self.index - 1) :]
             return ops.key_norms(ctx.gather(keys.transpose(1, 2)).transpose(1, 2), heads=heads)
         return decoder_keys.key_norms(self._layer_before(), ctx.gather(self._input_before()[0]), heads)
 
     def attention(self, source: str) -> Tensor:
         """[B, n] attention that each sample's last token pays."""
         if source not in self._attention:
-            index, layer, hidden, rotary = self._at(source)
-            past = self.run.keys_seen(index, hidden.shape[1])
+            layer, hidden, rotary, keys = self._at(source)
             last = self.run.last_slots(hidden.shape[1])
-            self._attention[source] = decoder_keys.last_token_attention(layer, hidden, last, rotary, *past)
+            self._attention[source] = decoder_keys.last_token_attention(layer, hidden, last, rotary, *keys)
         return self._attention[source]
 
     def text_attention(self, raters: Tensor, source: str) -> Tensor:
         """[B, n] attention that raters `[B, W]` among the prompt's last W slots pay."""
-        index, layer, hidden, rotary = self._at(source)
-        past = self.run.keys_seen(index, hidden.shape[1])
-        return decoder_keys.tail_attention(layer, hidden, self.run.raters_now(raters), rotary, *past)
+        layer, hidden, rotary, keys = self._at(source)
+        return decoder_keys.tail_attention(layer, hidden, self.run.raters_now(raters), rotary, *keys)
 
-    def _at(self, source: str) -> tuple[int, nn.Module, Tensor, tuple[Tensor, Tensor]]:
-        """A layer, what goes into it, and the rotation there."""
+    def _at(
+        self, source: str
+    ) -> tuple[nn.Module, Tensor, tuple[Tensor, Tensor], tuple[int, Tensor | None, Tensor | None]]:
+        """A layer, what goes into it, the rotation there, and the keys that are known: how many are of earlier turns,
+        the keys, and which are valid."""
+        run, width = self.run, self.hidden.shape[1]
         if source == "layer":
-            assert self.run.sequence.rotary is not None
-            return self.index, self.layer, self.hidden, self.run.sequence.rotary
-        return self.index - 1, self._layer_before(), *self._input_before()
+            assert run.sequence.rotary is not None
+            return self.layer, self.hidden, run.sequence.rotary, run.keys_seen(self.index, width)
+        keys = self._cached_keys()
+        known = (
+            run.keys_seen(self.index - 1, width)
+            if keys is None
+            else (run.history(self.index - 1), keys, run.keys_valid(self.index - 1, width))
+        )
+        return self._layer_before(), *self._input_before(), known
 
     def _cached_keys(self) -> Tensor | None:
-        """[B, H, n, d] of the layer before; None where it has to project them again."""
+        """[B, H, p + n, d] of the layer before; None where it has to project them again."""
         if self.index == 0:
             return None
         run, attention = self.run, self._layer_before().self_attn
         keys = caches.layer_keys(run.cache, self.index - 1)
         if keys is None or keys.device != run.device or parallel.group_of(attention) is not None:
             return None
-        return keys[:, :, run.history(self.index - 1) :]
+        return keys
 
     def _layer_before(self) -> Any:
         if self.index == 0:

@@ -1,6 +1,6 @@
 """Pruning methods, one file each."""
 
-from .base import Context, Method, Plan, Program, Stage
+from .base import Choice, Context, Method, Plan, Program, Stage
 from .divprune import DivPrune
 from .fastv import FastV
 from .pyramiddrop import PyramidDrop
@@ -25,6 +25,6 @@ METHODS: dict[str, type[Method]] = {
 """Every method by the name that the command line knows it by; each takes `retain` or `retention`."""
 
 __all__ = [
-    "METHODS", "Context", "DivPrune", "FastV", "Method", "Plan", "Program", "PyramidDrop", "Random", "SparseVLM",
-    "Stage", "Uniform", "ViTCoP", "VisionOnly", "VisionZip",
+    "METHODS", "Choice", "Context", "DivPrune", "FastV", "Method", "Plan", "Program", "PyramidDrop", "Random",
+    "SparseVLM", "Stage", "Uniform", "ViTCoP", "VisionOnly", "VisionZip",
 ]  # fmt: skip

@@ -7,6 +7,8 @@ from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
+import vitcop_kernels as ops
+
 # "renumber": as "compact", at every stage: what is left has contiguous ids, and decoding goes on from that length.
 Positions = Literal["compact", "original", "released", "renumber"]
 
@@ -117,6 +119,31 @@ class Plan:
         return self if self.places is None and self.hidden is None else Plan(self.anchors.sort(dim=1).values)
 
 
+@dataclass(slots=True)
+class Choice:
+    """A plan that follows from scores: the best tokens, or those that Algorithm 3 makes of clusters.
+
+    In place of a `Plan`, so that the choice is made and the sequence shortened in one call.
+    """
+
+    scores: Tensor  # [G, V]
+    budget: int  # S
+    largest: bool = False  # larger is better; with labels smaller is
+    labels: Tensor | None = None  # [G, V] clusters: `vitcop_kernels.plan_tokens`; None: `select_tokens`
+    num_clusters: int = 0
+    quota: str = "exact"
+    merge: str = "mean"
+    centers: Tensor | None = None  # as in a plan
+
+    def plan(self) -> Plan:
+        if self.labels is None:
+            return Plan(ops.select_tokens(self.scores, self.budget, largest=self.largest))
+        perm, offsets, anchors, merged = ops.plan_tokens(
+            self.labels, self.scores, self.num_clusters, self.budget, quota=self.quota
+        )
+        return Plan(anchors, perm, offsets, merged, self.labels, self.merge, self.centers)
+
+
 @dataclass(frozen=True)
 class Stage:
     """One choice of tokens.
@@ -128,7 +155,7 @@ class Stage:
 
     name: str
     layer: int  # the input of this decoder layer is pruned; 0: before the decoder
-    select: Callable[[Context], Plan]
+    select: Callable[[Context], Plan | Choice]
     ahead: Callable[[Context], Any] | None = None
 
 

@@ -3,9 +3,7 @@
 import functools
 from dataclasses import dataclass
 
-import vitcop_kernels as ops
-
-from .base import Context, Plan, Program, Stage
+from .base import Choice, Context, Program, Stage
 from .schedule import Budgeted, layers_for
 
 
@@ -55,5 +53,5 @@ class FastV(Budgeted):
         return Program([Stage("fastv", layers[0], _select)], functools.partial(self.counts, num_layers), "original")
 
 
-def _select(ctx: Context) -> Plan:
-    return Plan(ops.select_tokens(ctx.attention("previous"), ctx.budget, largest=True))
+def _select(ctx: Context) -> Choice:
+    return Choice(ctx.attention("previous"), ctx.budget, largest=True)

@@ -4,9 +4,7 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import vitcop_kernels as ops
-
-from .base import Context, Plan, Program, Stage
+from .base import Choice, Context, Program, Stage
 from .schedule import Budgeted, layers_for, spread
 
 PUBLISHED = (8, 16, 24)
@@ -65,5 +63,5 @@ class PyramidDrop(Budgeted):
         return layers_for(MATCHED if self.budgeted else PUBLISHED, self.layers, num_layers)
 
 
-def _select(ctx: Context) -> Plan:
-    return Plan(ops.select_tokens(ctx.attention("layer"), ctx.budget, largest=True))
+def _select(ctx: Context) -> Choice:
+    return Choice(ctx.attention("layer"), ctx.budget, largest=True)

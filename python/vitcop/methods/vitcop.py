@@ -12,7 +12,7 @@ from torch import Tensor
 import vitcop_kernels as ops
 from vitcop import budget
 
-from .base import Context, Method, Plan, Positions, Program, Stage
+from .base import Choice, Context, Method, Positions, Program, Stage
 from .clusters import cluster_segments
 
 
@@ -215,9 +215,9 @@ class ViTCoP(Method):
     def _retention(self, total: int) -> float | None:
         return self.retention if self.retain is None else min(1.0, self.retain / total)
 
-    def _stage1(self, ctx: Context) -> Plan:
+    def _stage1(self, ctx: Context) -> Choice:
         """Visual saliency: the tokens that [CLS] attends to most."""
-        return Plan(ops.select_tokens(ctx.saliency, ctx.budget, largest=True))
+        return Choice(ctx.saliency, ctx.budget, largest=True)
 
     def _clusters(self, ratio_of: Callable[[int], float], ctx: Context) -> tuple[Tensor, int, Tensor | None]:
         alpha = self.center_ratio
@@ -229,19 +229,20 @@ class ViTCoP(Method):
             alpha = ratio_of(ctx.total)
         return self.cluster(ctx, alpha)
 
-    def _stage2(self, clusters: Callable[[Context], tuple[Tensor, int, Tensor | None]], ctx: Context) -> Plan:
+    def _stage2(self, clusters: Callable[[Context], tuple[Tensor, int, Tensor | None]], ctx: Context) -> Choice:
         """Collaborative pruning: of each cluster the most salient tokens, and the mean of the rest."""
         scores = self._scores(ctx)
         if self.saliency == "key_norm_only":
-            return Plan(ops.select_tokens(scores, ctx.budget))
+            return Choice(scores, ctx.budget)
         labels, num_clusters, centers = clusters(ctx) if ctx.ahead is None else ctx.ahead
-        quota = self.option("quota")
-        perm, offsets, anchors, merged = ops.plan_tokens(labels, scores, num_clusters, ctx.budget, quota=quota)
-        return Plan(anchors, perm, offsets, merged, labels, self.option("merge"), centers)
+        return Choice(
+            scores, ctx.budget, labels=labels, num_clusters=num_clusters, quota=self.option("quota"),
+            merge=self.option("merge"), centers=centers,
+        )  # fmt: skip
 
-    def _stage3(self, ctx: Context) -> Plan:
+    def _stage3(self, ctx: Context) -> Choice:
         """Textual saliency: the tokens of the smallest key norms."""
-        return Plan(ops.select_tokens(self._scores(ctx), ctx.budget))
+        return Choice(self._scores(ctx), ctx.budget)
 
     def _scores(self, ctx: Context) -> Tensor:
         """[G, V], smaller is more salient."""

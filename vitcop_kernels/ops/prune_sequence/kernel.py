@@ -25,16 +25,16 @@ def prune_sequence(
     largest: bool = False,
     out_len: int,
 ) -> tuple[Tensor, list[Tensor], Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    plan: tuple[Tensor, ...] = ()
+    perm = offsets = merged = None
     if labels is None:
         anchors = select_tokens(scores, budget, largest=largest)
     else:
         perm, offsets, anchors, merged = plan_tokens(labels, scores, num_clusters, budget, quota=quota)
-        plan = perm, offsets, merged
-    whole = expand_plan(slots, anchors, *(plan or (None,) * 3), valid, num_slots=x.shape[-2], out_len=out_len)
+    whole = expand_plan(slots, anchors, perm, offsets, merged, valid, num_slots=x.shape[-2], out_len=out_len)
     y, gathered = compact_sequence(x, companions, *whole[:4], merge=merge)
-    none = [slots.new_empty((*slots.shape[:-1], 0), dtype=t) for t in (torch.int64, torch.int64, torch.bool)]
-    perm, offsets, merged = plan or none
+    if perm is None or offsets is None or merged is None:
+        perm, offsets = (slots.new_empty((*slots.shape[:-1], 0)) for _ in range(2))
+        merged = perm.new_empty(perm.shape, dtype=torch.bool)
     return y, gathered, whole[2], whole[5], anchors, perm, offsets, merged
 
 
