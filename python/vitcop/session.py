@@ -367,7 +367,8 @@ class Handle:
         assert run.prompt is not None
         run.finish_report()
         lengths, counts = run.prompt.lengths, run.prompt.counts
-        self.report.take(run.stages, counts, [n - v for n, v in zip(lengths, counts, strict=True)])
+        text = [n - v for n, v in zip(lengths, counts, strict=True)]
+        self.report.take(run.stages, counts, text, self.program.kept_whole)
         self.report.columns = run.columns(hidden.element_size())
         measured = None if run.peak_watch is None else run.peak_watch.stop()
         self.report.peak_bytes, self.report.peak_bytes_before = (None, None) if measured is None else measured
