@@ -53,7 +53,7 @@ class WatchedLayer:
     def forget(self) -> None:
         """Drop what this thread's latest run has left."""
         for name in NAMES:
-            with contextlib.suppress(AssertionError, RuntimeError):  # watched only since it ran
+            with contextlib.suppress(RuntimeError):  # watched only since it ran
                 self._seen.take(name)
 
     def remove(self) -> None:
