@@ -165,7 +165,7 @@ class Seen(Generic[T]):
         value = traced if own is None else own
         if value is None:
             raise RuntimeError(
-                f"The vision tower ran without the hook that reads its {name}: a layer was replaced since attaching, or "
-                "compiled before; remove the pruning, call torch.compiler.reset() if it was compiled, and attach again."
+                f"The vision tower ran without the hook that reads its {name}: a layer was replaced after attaching "
+                "or compiled before; remove the pruning, call torch.compiler.reset() if compiled, and attach again."
             )
         return value
