@@ -290,6 +290,10 @@ class Handle:
             prompt = packing.prompt
             kwargs = packing.arguments(kwargs)
             embeds = kwargs["inputs_embeds"]
+        elif "cu_seq_lens_q" in kwargs:
+            from .engine.packing import without_lengths
+
+            kwargs = without_lengths(kwargs)
         layout = self._layouts.get(prompt, tokens, embeds.device)
         run = self._run(kwargs, cache, embeds, prompt, layout, tokens)
         features, kwargs = self.adapter.take_injections(kwargs)

@@ -181,3 +181,11 @@ def test_versions_of_transformers(version: str, fits: bool) -> None:
     else:
         with pytest.raises(ImportError, match=f"expected version 4.57 or newer and below 6.0, got {version}"):
             check_version(version)
+
+
+@pytest.mark.parametrize("way", ["generate_batch", "init_continuous_batching"])
+def test_continuous_batching(llava: Any, way: str) -> None:
+    model = llava()
+    with vitcop.prune(model, ViTCoP(retention=0.5)), pytest.raises(NotImplementedError, match="continuous batching"):
+        getattr(model, way)(**({"inputs": [[1, 2, 3]]} if way == "generate_batch" else {}))
+    assert way not in vars(model) and "init_continuous_batching" not in vars(model)
