@@ -229,6 +229,11 @@ class Handle:
         """Refuse what cannot be done, and read the layout of the prompt, before anything has changed."""
         if not args and _is_step(kwargs):
             return
+        if getattr(module, "_is_replica", False):
+            raise NotImplementedError(
+                "DataParallel: the replicas of a model cannot be pruned, as the hooks are for the original; use "
+                "DistributedDataParallel with one process a device, or one device"
+            )
         self._forget()
         arguments = self.adapter.arguments(args, kwargs)
         ids, mask, cache = arguments.get("input_ids"), arguments.get("attention_mask"), caches.given(arguments)
