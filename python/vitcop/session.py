@@ -231,6 +231,11 @@ class Handle:
         """Refuse what cannot be done, and read the layout of the prompt, before anything has changed."""
         if not args and _is_step(kwargs):
             return
+        if getattr(module, "_is_replica", False):
+            raise NotImplementedError(
+                "DataParallel: the replicas of a model cannot be pruned, as the hooks are for the original; use "
+                "DistributedDataParallel with one process a device, or one device"
+            )
         self._forget()
         self._now.inside = True
         arguments = self.adapter.arguments(args, kwargs)
@@ -296,6 +301,10 @@ class Handle:
             prompt = packing.prompt
             kwargs = packing.arguments(kwargs)
             embeds = kwargs["inputs_embeds"]
+        elif "cu_seq_lens_q" in kwargs:
+            from .engine.packing import without_lengths
+
+            kwargs = without_lengths(kwargs)
         layout = self._layouts.get(prompt, tokens, embeds.device)
         run = self._run(kwargs, cache, embeds, prompt, layout, tokens)
         features, kwargs = self.adapter.take_injections(kwargs)
@@ -385,7 +394,8 @@ class Handle:
         assert run.prompt is not None
         run.finish_report()
         lengths, counts = run.prompt.lengths, run.prompt.counts
-        self.report.take(run.stages, counts, [n - v for n, v in zip(lengths, counts, strict=True)])
+        text = [n - v for n, v in zip(lengths, counts, strict=True)]
+        self.report.take(run.stages, counts, text, self.program.kept_whole)
         self.report.columns = run.columns(hidden.element_size())
         measured = None if run.peak_watch is None else run.peak_watch.stop()
         self.report.peak_bytes, self.report.peak_bytes_before = (None, None) if measured is None else measured

@@ -54,7 +54,8 @@ def assert_survived(trial: Trial, faults: list[Any], error: type[BaseException])
 def test_the_injector_sees_everything_that_is_installed(family: Family) -> None:
     """Tower, model, decoder and those of its layers where a stage stands; a site that is not called proves nothing."""
     found = trial(family)
-    assert all(count for site, count in found.calls.items() if "video" not in site), found.calls  # there is none
+    uncalled = ("video", "init_continuous_batching")  # there is none, and it is refused
+    assert all(count or any(name in site for name in uncalled) for site, count in found.calls.items()), found.calls
     assert sum("language_model.layers." in site for site in found.calls) >= 3
     assert sum(family.tower in site for site in found.calls) >= 3
     assert len(found.faults()) >= 30

@@ -11,7 +11,7 @@ from slow_llava import Turn, logits
 from tiny_llava import batch, prompt, tiny_llava
 
 import vitcop
-from vitcop import ViTCoP
+from vitcop import Uniform, VisionOnly, ViTCoP
 
 pytestmark = pytest.mark.family("llava")
 
@@ -59,3 +59,52 @@ def test_a_padded_batch_takes_another_turn(model: Any) -> None:
         with torch.no_grad():
             expected = logits(model, method, [Turn(*first[sample]), Turn(*second[sample])], [])[-1]
         torch.testing.assert_close(output.logits[sample, -1], expected, atol=TOLERANCE, rtol=0)
+
+
+def packed(*samples: Any) -> dict[str, Any]:
+    """As `DataCollatorWithFlattening(return_flash_attn_kwargs=True)` gives them."""
+    ids = [ids for ids, _ in samples]
+    bounds = torch.tensor([0, *(len(each) for each in ids)]).cumsum(0).int()
+    longest = max(map(len, ids))
+    return dict(
+        input_ids=torch.cat(list(map(torch.tensor, ids)))[None],
+        pixel_values=torch.cat([pixels for _, pixels in samples]),
+        position_ids=torch.cat([torch.arange(len(each)) for each in ids])[None], use_cache=False,
+        cu_seq_lens_q=bounds, cu_seq_lens_k=bounds, max_length_q=longest, max_length_k=longest,
+    )  # fmt: skip
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("method", [ViTCoP(retention=0.3), VisionOnly(retention=0.3), Uniform(retention=0.5)])
+@pytest.mark.parametrize("count", [1, 2])
+def test_lengths_of_packed_samples(model: Any, method: Any, count: int) -> None:
+    """Kernels get none that are of the unpruned row, also where the row is one sample."""
+    samples = [prompt(1), prompt(2, seed=4)][:count]
+    given: list[Any] = []
+
+    def look(module: Any, args: Any, kwargs: Any) -> None:
+        given.extend(name for name in kwargs if "cu_seq" in name or "max_length" in name)
+
+    hook = model.model.language_model.layers[-1].self_attn.register_forward_pre_hook(look, with_kwargs=True)
+    with vitcop.prune(model, method):
+        got = model(**packed(*samples)).logits[0]
+        alone = [model(input_ids=torch.tensor([ids]), pixel_values=p, use_cache=False).logits[0] for ids, p in samples]
+    hook.remove()
+    torch.testing.assert_close(got, torch.cat(alone), atol=TOLERANCE, rtol=0)
+    assert not given
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("change", ["no position ids", "other position ids", "cached"])
+def test_lengths_that_position_ids_do_not_tell_are_refused(model: Any, change: str) -> None:
+    inputs = packed(prompt(1), prompt(1, seed=4))
+    if change == "no position ids":
+        del inputs["position_ids"]
+    elif change == "other position ids":
+        inputs["position_ids"] = torch.arange(inputs["input_ids"].shape[1])[None]
+    else:  # where only falls count
+        inputs["position_ids"], inputs["use_cache"] = inputs["position_ids"].clone(), True
+        inputs["position_ids"][0, len(prompt(1)[0]) :] += 100
+    with vitcop.prune(model, ViTCoP(retention=0.3)) as report, pytest.raises(NotImplementedError, match="cu_seq_lens"):
+        model(**inputs)
+    assert report.stages == []

@@ -181,3 +181,24 @@ def test_versions_of_transformers(version: str, fits: bool) -> None:
     else:
         with pytest.raises(ImportError, match=f"expected version 4.57 or newer and below 6.0, got {version}"):
             check_version(version)
+
+
+@pytest.mark.parametrize("way", ["generate_batch", "init_continuous_batching"])
+def test_continuous_batching(llava: Any, way: str) -> None:
+    model = llava()
+    with vitcop.prune(model, ViTCoP(retention=0.5)), pytest.raises(NotImplementedError, match="continuous batching"):
+        getattr(model, way)(**({"inputs": [[1, 2, 3]]} if way == "generate_batch" else {}))
+    assert way not in vars(model) and "init_continuous_batching" not in vars(model)
+
+
+def test_replicas_of_data_parallel(llava: Any) -> None:
+    """As `torch.nn.parallel.replicate` makes them for several devices: their attributes are those of the original."""
+    model, inputs = llava(), batch([prompt(1)])
+    with vitcop.prune(model, METHOD) as report, torch.no_grad():
+        replica = model._replicate_for_data_parallel()
+        replica.model = model.model._replicate_for_data_parallel()
+        with pytest.raises(NotImplementedError, match="use DistributedDataParallel"):
+            replica(**inputs)
+        assert report.stages == []
+        model(**inputs)
+        assert len(report.stages) == 3

@@ -73,6 +73,47 @@ def sharded(folder: Any) -> Any:
     return found
 
 
+class Samples(torch.utils.data.Dataset[Any]):
+    """Prompts of one length, with as many labels each."""
+
+    def __init__(self, count: int) -> None:
+        family = FAMILIES["llava"]
+        self.prompts = [family.prompt(1, seed=seed) for seed in range(count)]
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        ids, pixels = torch.tensor(self.prompts[index][0]), self.prompts[index][1][0]
+        labels = ids.masked_fill(torch.arange(len(ids)) < len(ids) - 4, -100)
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pixels, "labels": labels}
+
+
+def trainer(folder: Any, rate: float = 0.1, count: int = 2) -> Any:
+    """transformers' Trainer: a step, then an evaluation with metrics. The weights, and what the metrics were given."""
+    from transformers import Trainer, TrainingArguments
+
+    model, shown = FAMILIES["llava"].build(layers=4), []
+    options = TrainingArguments(
+        str(folder / "trainer"), per_device_train_batch_size=1, per_device_eval_batch_size=1, max_steps=1,
+        learning_rate=rate, optim="sgd", max_grad_norm=0, lr_scheduler_type="constant", use_cpu=True, report_to=[],
+        save_strategy="no", disable_tqdm=True,
+    )  # fmt: skip
+
+    def metrics(found: Any) -> dict[str, float]:
+        shown.append((torch.as_tensor(found.predictions), torch.as_tensor(found.label_ids)))
+        return {"seen": float(len(found.predictions))}
+
+    work = Trainer(model, options, train_dataset=Samples(count), eval_dataset=Samples(3), compute_metrics=metrics)
+    with vitcop.prune(model, ViTCoP(retention=0.5)) as report:
+        work.train()
+        others = ["cache", "past_key_values", "image_hidden_states", "image_outputs"]
+        result = work.evaluate(ignore_keys=others)
+    assert len(report.stages) == 3
+    wrapped = type(work.model_wrapped).__name__
+    return {"weights": model.state_dict(), "shown": shown, "seen": result["eval_seen"], "wrapped": wrapped}
+
+
 def trained(folder: Any) -> Any:
     """DDP that looks for unused parameters: gradients are the mean over ranks."""
     family, grads = FAMILIES["llava"], []

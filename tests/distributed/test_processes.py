@@ -39,7 +39,7 @@ def alone(folder: Path) -> Any:
 
 def two_ranks(task: str, folder: Path, tmp_path: Path) -> list[Any]:
     # They meet at a file. Accelerate wants an address nevertheless, and finds the ranks joined already.
-    environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "WORLD_SIZE": "2"}
+    environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "WORLD_SIZE": "2"}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))  # as pytest was told
     ranks = [
         subprocess.Popen(
@@ -121,3 +121,34 @@ def test_ranks_with_sharded_weights_choose_for_themselves(shards: list[Any], way
 def test_gradients_of_ddp_that_looks_for_unused_parameters(folder: Path, tmp_path: Path) -> None:
     for off in two_ranks("trained", folder, tmp_path):
         assert off < 1e-5  # two float32 sums in another order
+
+
+def assert_trained(found: Any) -> None:
+    """A step of gradient descent on both samples, and logits of three, each computed by itself."""
+    model, samples = sharded.FAMILIES["llava"].build(layers=4), sharded.Samples(3)
+    method = worker.ViTCoP(retention=0.5)
+
+    def alone(index: int) -> dict[str, torch.Tensor]:
+        return {name: tensor[None] for name, tensor in samples[index].items()}
+
+    with worker.vitcop.prune(model, method):
+        for index in range(2):
+            (model(**alone(index), use_cache=False).loss / 2).backward()
+        with torch.no_grad():
+            for weight in model.parameters():
+                if weight.grad is not None:
+                    weight -= 0.1 * weight.grad
+            want = torch.cat([model(**alone(index), use_cache=False).logits for index in range(3)])
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(found["weights"][name], tensor, atol=1e-5, rtol=1e-4, msg=name)
+    ((logits, labels),) = found["shown"]
+    torch.testing.assert_close(logits, want, atol=TOLERANCE, rtol=1e-4)
+    assert torch.equal(labels, torch.stack([samples[index]["labels"] for index in range(3)])) and found["seen"] == 3
+
+
+@pytest.mark.feature("data parallel")
+def test_trainer_with_two_processes(folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("accelerate")
+    for found in two_ranks("trainer", folder, tmp_path):
+        assert found["wrapped"] == "DistributedDataParallel"
+        assert_trained(found)

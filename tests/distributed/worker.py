@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from checks import generate
-from sharded import sharded, trained  # noqa: F401  (tasks)
+from sharded import sharded, trained, trainer  # noqa: F401  (tasks)
 from tiny_llava import batch, prompt
 from transformers import LlavaForConditionalGeneration
 

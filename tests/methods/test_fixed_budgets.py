@@ -3,7 +3,9 @@
 from typing import Any
 
 import pytest
+import torch
 
+import vitcop
 from vitcop import methods
 from vitcop.methods import FastV, PyramidDrop, SparseVLM, VisionZip, ViTCoP
 
@@ -71,3 +73,35 @@ def test_what_was_refused_among_what_was_taken() -> None:
         counts(1024)
     with pytest.raises(ValueError, match="infeasible"):
         FastV(retain=64).program(LAYERS).counts(1024)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_notes_name_the_samples_that_stay_whole_though_larger_than_the_budget(name: str) -> None:
+    method = CASES[name]()
+    program = method.program(LAYERS)
+    for total in (1, method.retain, method.retain + 1, 2 * method.retain, 1500):
+        try:
+            whole = list(program.counts(total))[-1] == total
+        except ValueError:
+            continue
+        note = program.kept_whole(total)
+        assert (note is not None) == (whole and total > method.retain), total
+        assert note is None or (f"all {total} visual tokens" in note and f"retain={method.retain}" in note)
+
+
+def test_the_report_says_that_a_sample_stayed_whole() -> None:
+    pytest.importorskip("transformers")
+    from families import FAMILIES
+
+    family = FAMILIES["llava"]
+    model, one, two = family.model(), family.batch([family.prompt(1)]), family.batch([family.prompt(3)])
+    note = "PyramidDrop keeps all 16 visual tokens"
+    for method in (PyramidDrop(retain=15), methods.Uniform(schedule_of=PyramidDrop(retain=15))):
+        with torch.no_grad(), vitcop.prune(model, method) as report:
+            for inputs, whole in ((one, True), (two, False), (one, True), (one, True)):
+                model(**inputs)
+                assert sum(note in line for line in report.notes) == whole
+            assert any("layers scaled" in line for line in report.notes)
+        with torch.no_grad(), vitcop.prune(model, method, budget_per="image") as report:
+            model(**two)
+        assert note in report.notes[0]

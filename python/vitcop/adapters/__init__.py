@@ -51,6 +51,7 @@ def adapter_for(model: nn.Module) -> Adapter:
         if adapter is not None and adapter.tower in module._modules:
             found = adapter(module)
             found.embedding_scale = check_values(found)
+            found.generators = [m for m in model.modules() if hasattr(type(m), "init_continuous_batching")]
             return found
     raise NotImplementedError(
         f"model: expected one with an adapter ({', '.join(sorted(ADAPTERS))}), got {_model_type(model)!r}; "

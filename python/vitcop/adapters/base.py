@@ -10,12 +10,13 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
+from vitcop.engine import packing, parallel
 from vitcop.engine.hooks import PerThread
 from vitcop.engine.memory import DecoderShape
 from vitcop.engine.vision import KINDS, VisualTokens
 from vitcop.methods.base import Program
 
-from .decoders import check_structure
+from .decoders import check_sharding, check_structure
 from .encoded import Encoded, Replacement
 
 
@@ -57,6 +58,7 @@ class Adapter(ABC):
         if not hasattr(language_model, "layers"):
             self.decoder = getattr(language_model, "model", None)
         check_structure(self.decoder, language_model)
+        check_sharding(self.decoder)
         self.visual_ids = visual_token_ids(self.config)
         text: Any = self.decoder.config
         heads = text.num_attention_heads
@@ -67,6 +69,7 @@ class Adapter(ABC):
             num_key_heads=getattr(text, "num_key_value_heads", None) or heads,
             head_dim=getattr(text, "head_dim", None) or text.hidden_size // heads,
         )
+        self.generators: list[Any] = []  # models around the owner that could batch continuously
         self.embedding_scale = 1.0  # what the decoder multiplies its input by, before its first layer
         self.encodings: PerThread[Encoding] = PerThread()  # in progress in this thread: none or one
         self._encoded = Encoded()
@@ -160,6 +163,8 @@ class Adapter(ABC):
                     self._encoded.put(output, encoding.tokens)
 
         yield from self.watch_tower()
+        for model in self.generators:
+            yield Replacement(model, "init_continuous_batching", _no_continuous_batching)
         for kind in KINDS:
             if hasattr(type(self.owner), f"get_{kind}_features"):
                 yield Replacement(self.owner, f"get_{kind}_features", around=(functools.partial(begin, kind), end))
@@ -168,6 +173,10 @@ class Adapter(ABC):
         """Whether a forward comes with visual features, and those that were encoded before it."""
         encoded = [out for out in (arguments.get("mm_encoder_outputs") or {}).values() if out is not None]
         pixels = any(arguments.get(name) is not None for name in ("pixel_values", "pixel_values_videos"))
+        if pixels or encoded:
+            if parallel.several_processes():  # sharded since it was attached to
+                check_sharding(self.decoder)
+            packing.check_lengths(arguments)
         if pixels:
             self.check_options(arguments)
         found = [self._encoded.get(output) for output in encoded]
@@ -179,6 +188,13 @@ class Adapter(ABC):
                 "assists, before pruning was switched on, changed since, or in parts: prefill_chunk_size)"
             )
         return pixels or bool(encoded), tokens
+
+
+def _no_continuous_batching(original: Any, *args: Any, **kwargs: Any) -> None:
+    raise NotImplementedError(
+        "generate_batch: continuous batching keeps one length for all layers of a sequence and cannot be pruned; call "
+        "generate() instead, or leave the pruning first."
+    )
 
 
 def visual_token_ids(config: Any) -> dict[str, int]:

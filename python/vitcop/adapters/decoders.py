@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from vitcop.engine import decoder_keys
+from vitcop.engine import decoder_keys, parallel
 
 if TYPE_CHECKING:
     from .base import Adapter
@@ -65,8 +65,6 @@ def check_structure(decoder: Any, language_model: Any) -> None:
             raise refuse(decoder, f"{type(layer).__name__} has no norm in front of its attention, nor two behind")
         if "position_embeddings" not in inspect.signature(type(layer).forward).parameters:
             raise refuse(decoder, f"{type(layer).__name__} does not take position_embeddings")
-        if any(map(decoder_keys.is_fsdp, layer.self_attn.modules())):
-            raise refuse(decoder, f"FSDP shards {type(layer).__name__}.self_attn by itself; shard whole layers")
         attention = decoder_keys.unwrapped(layer.self_attn)
         _known(decoder, attention, ATTENTION)
         if "qkv_proj" not in attention._modules and not {"q_proj", "k_proj", "v_proj"} <= attention._modules.keys():
@@ -76,6 +74,32 @@ def check_structure(decoder: Any, language_model: Any) -> None:
         capped = [name for name in (*vars(attention), *vars(config)) if "softcap" in name and "final" not in name]
         if any(getattr(attention, name, None) or getattr(config, name, None) for name in capped):
             raise refuse(decoder, f"{type(attention).__name__} caps its scores ({capped[0]})")
+
+
+def check_sharding(decoder: Any) -> None:
+    """Raise NotImplementedError where a stage would have to gather weights while other ranks may have no such stage:
+    whole layers have to be gathered, as they are called."""
+    for layer in decoder.layers:
+        inner = decoder_keys.unwrapped(layer)
+        attention = inner._modules.get("self_attn")
+        if attention is None:
+            continue
+        if any(map(decoder_keys.is_fsdp, attention.modules())):
+            raise refuse(decoder, f"FSDP shards {type(inner).__name__}.self_attn by itself; shard whole layers")
+        if any(map(decoder_keys.is_fsdp, (layer, inner))) or decoder_keys.is_gathered(layer):
+            continue
+        if any(weight.numel() == 0 or hasattr(weight, "ds_id") for weight in attention.parameters()):
+            if parallel.several_processes():
+                raise refuse(
+                    decoder,
+                    f"the weights of {type(inner).__name__} are gathered module by module, which takes all ranks at "
+                    "once; gather whole layers (DeepSpeed: set_z3_leaf_modules)",
+                )
+            norms = (decoder_keys.unwrapped(attention)._modules.get(name) for name in ("q_norm", "k_norm"))
+            if any(norm is not None and not decoder_keys.shape_of(norm) for norm in norms):
+                raise refuse(decoder, "its norms of queries and keys have no weights outside their forward")
+    if parallel.several_processes() and "self_attn" in decoder_keys.unwrapped(decoder.layers[0])._modules:
+        parallel.group_of(decoder_keys.unwrapped(decoder_keys.unwrapped(decoder.layers[0]).self_attn))
 
 
 def _known(decoder: Any, module: nn.Module, names: set[str]) -> None:

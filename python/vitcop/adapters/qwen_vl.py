@@ -10,11 +10,13 @@ import torch
 from torch import Tensor, nn
 
 import vitcop_kernels as ops
+from vitcop.engine.decoder_keys import unwrapped
 from vitcop.engine.hooks import Seen, Uncompiled, uncopied, untraced
 from vitcop.engine.layout import grid_positions
 from vitcop.methods.base import Program
 
-from .base import Adapter, Removable
+from .base import Adapter, Encoding, Removable
+from .watched import Watched, WatchedLayers
 
 
 @dataclass
@@ -97,10 +99,12 @@ class QwenVLAdapter(Adapter):
         """[T] on the CPU: where the tower has the token of each place in raster order. None: there."""
         return None
 
+    def begin(self, encoding: Encoding) -> None:
+        self._watched.add(0)
+
     def watch_tower(self) -> Iterable[Removable]:
         seen: Seen[Any] = Seen()
-        attention = self.block.attn
-        rotate = sys.modules[type(attention).__module__].apply_rotary_pos_emb_vision
+        rotate = sys.modules[type(unwrapped(self.block).attn).__module__].apply_rotary_pos_emb_vision
         merge = self.owner.visual.spatial_merge_size
 
         def before_attention(module: nn.Module, args: Any, kwargs: Any) -> None:
@@ -113,7 +117,7 @@ class QwenVLAdapter(Adapter):
             qkv, rotary = seen.take("qkv"), seen.take("rotary")
             if not self.encodings:
                 return
-            encoding = self.encodings[-1]
+            encoding, attention = self.encodings[-1], unwrapped(self.block).attn
             grid = kwargs["grid_thw"] if "grid_thw" in kwargs else args[1]
             grids = [(frames, rows // merge, cols // merge) for frames, rows, cols in grid.tolist()]
             place = self.place(grids)
@@ -122,7 +126,17 @@ class QwenVLAdapter(Adapter):
                 None if place is None else place.to(qkv.device, non_blocking=True), encoding.kind,
             )  # fmt: skip
 
-        yield Uncompiled(self.block)
-        yield attention.register_forward_pre_hook(uncopied(before_attention), with_kwargs=True)
-        yield attention.qkv.register_forward_hook(uncopied(keep_qkv))
+        def watch(_: int) -> Watched:
+            block = self.block
+            attention = unwrapped(block).attn
+            ways: list[Callable[[], Any]] = [
+                lambda: Uncompiled(block),
+                lambda: attention.register_forward_pre_hook(uncopied(before_attention), with_kwargs=True),
+                lambda: attention.qkv.register_forward_hook(uncopied(keep_qkv)),
+            ]
+            return Watched((block, attention, attention.qkv), ways)
+
+        self._watched = WatchedLayers(watch)
+        yield self._watched
+        self._watched.add(0)
         yield self.owner.visual.register_forward_hook(untraced(after_tower), with_kwargs=True)

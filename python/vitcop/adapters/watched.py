@@ -2,13 +2,15 @@
 
 import contextlib
 import threading
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, TypeVar
 
 from torch import Tensor, nn
 
+from vitcop.engine.decoder_keys import unwrapped
 from vitcop.engine.hooks import Seen, Uncompiled, plain, uncopied
 
+W = TypeVar("W", bound="Watched")
 NAMES = ("query", "keys", "output")
 
 
@@ -16,7 +18,28 @@ def detached(x: Tensor) -> Tensor:
     return x.detach() if x.requires_grad else x
 
 
-class WatchedLayer:
+class Watched:
+    """Hooks that are put in one after another, by `ways`, on these modules."""
+
+    def __init__(self, modules: Sequence[Any], ways: Sequence[Callable[[], Any]]) -> None:
+        self.modules, self._ways = [unwrapped(module) for module in modules], ways
+        self._hooks: list[Any] = []
+
+    def install(self) -> None:
+        """Interrupted, it is taken out again by `remove`."""
+        for way in self._ways:
+            self._hooks.append(way())
+
+    def forget(self) -> None:
+        """Drop what this thread's latest run has left."""
+
+    def remove(self) -> None:
+        while self._hooks:
+            self._hooks[-1].remove()
+            self._hooks.pop()
+
+
+class WatchedLayer(Watched):
     """What a layer computes, run by run and thread by thread.
 
     Args:
@@ -36,18 +59,13 @@ class WatchedLayer:
         def keep_output(module: nn.Module, args: Any, output: Any) -> None:
             seen.put("output", output[0] if isinstance(output, tuple) else output)
 
-        self._hooks: list[Any] = []
-        self._ways: list[Callable[[], Any]] = [
+        ways: list[Callable[[], Any]] = [
             lambda: Uncompiled(layer),
             lambda: query.register_forward_hook(uncopied(keep_query)),
             lambda: keys.register_forward_hook(uncopied(keep_keys)),
             lambda: plain(layer).register_forward_hook(uncopied(keep_output)),
         ]
-
-    def install(self) -> None:
-        """Interrupted, it is taken out again by `remove`."""
-        for way in self._ways:
-            self._hooks.append(way())
+        super().__init__((layer, query, keys), ways)
 
     def take(self) -> tuple[Tensor, Tensor, Tensor]:
         """Query, keys and output of this thread's latest run, which are forgotten."""
@@ -57,28 +75,29 @@ class WatchedLayer:
     def forget(self) -> None:
         """Drop what this thread's latest run has left."""
         for name in NAMES:
-            with contextlib.suppress(AssertionError, RuntimeError):  # watched only since it ran
+            with contextlib.suppress(RuntimeError):  # watched only since it ran
                 self._seen.take(name)
 
-    def remove(self) -> None:
-        while self._hooks:
-            self._hooks[-1].remove()
-            self._hooks.pop()
 
-
-class WatchedLayers:
+class WatchedLayers(Generic[W]):
     """By number. They stay watched: threads may run the tower at the same time."""
 
-    def __init__(self, watch: Callable[[int], WatchedLayer]) -> None:
-        self._watch, self._layers, self._lock = watch, dict[int, WatchedLayer](), threading.Lock()
+    def __init__(self, watch: Callable[[int], W]) -> None:
+        self._watch, self._layers, self._lock = watch, dict[int, W](), threading.Lock()
 
     def add(self, number: int) -> None:
+        """Watch a layer, or what has taken the place of one of its modules since, such as LoRA's."""
+        now = self._watch(number)
         with self._lock:
-            if number not in self._layers:
-                self._layers[number] = self._watch(number)
-                self._layers[number].install()
+            known = self._layers.get(number)
+            if known is not None and known.modules == now.modules:
+                return
+            if known is not None:
+                known.remove()
+            self._layers[number] = now
+            now.install()
 
-    def take(self, number: int) -> tuple[Tensor, Tensor, Tensor]:
+    def take(self: "WatchedLayers[WatchedLayer]", number: int) -> tuple[Tensor, Tensor, Tensor]:
         """Query, keys and output of a layer, and of none of the others."""
         found = self._layers[number].take()
         self.forget()

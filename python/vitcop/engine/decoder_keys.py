@@ -172,7 +172,7 @@ def query_and_keys(
 
 
 class Kept:
-    """A layer as it is now, for when FSDP will have sharded it again: its norm, and what makes queries and keys.
+    """A layer as it is now, for when it will be sharded again: its norm, and what makes queries and keys.
 
     To gather it again later would need all ranks, of which some may have nothing to choose.
     """
@@ -191,9 +191,25 @@ class Kept:
 
 def kept(layer: nn.Module) -> Any:
     """A layer whose queries and keys can be computed after it has run."""
+    if is_gathered(layer):
+        return Kept(layer)
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return layer
     return Kept(layer) if any(map(is_fsdp, (layer, *layer.modules()))) else layer
+
+
+def is_gathered(layer: nn.Module) -> bool:
+    """Whether hooks may bring the weights of a whole layer before its forward, and take them away again behind it."""
+    each = (layer, unwrapped(layer))
+    return any(getattr(m, "_z3_leaf", False) or (m._forward_pre_hooks and m._forward_hooks) for m in each)
+
+
+def shape_of(norm: Any) -> torch.Size:
+    """Of its weight, also while DeepSpeed has it elsewhere; empty where nothing says it."""
+    weight = norm.weight
+    if weight.numel():
+        return weight.shape
+    return torch.Size(getattr(weight, "ds_shape", ()))
 
 
 def is_fsdp(module: nn.Module) -> bool:
@@ -203,7 +219,10 @@ def is_fsdp(module: nn.Module) -> bool:
 
 
 def _copied(module: Any) -> Any:
-    """With weights of its own; FSDP's views of what it has gathered are no parameters."""
+    """With weights of its own; FSDP's views of what it has gathered are no parameters. Modules that gather weights by
+    themselves, or whose weights are no plain numbers, stay what they are."""
+    if not all(w is None or (w.numel() and w.is_floating_point()) for w in module._parameters.values()):
+        return module
 
     def copied(values: dict[str, Any]) -> dict[str, Any]:
         return {name: v.detach().clone() if isinstance(v, Tensor) else v for name, v in values.items()}
@@ -262,7 +281,8 @@ def _projection(attention: Any, name: str) -> tuple[Any, slice]:
 def _project(attention: Any, hidden: Tensor, name: str) -> Tensor:
     """[B, n, C] -> [B, H, n, d] queries ("q") or keys ("k") before RoPE, through the modules."""
     projection, rows = _projection(attention, name)
-    if any(map(parallel.is_sharded, projection.parameters(recurse=False))) and not parallel.is_shared(projection):
+    sharded = any(map(parallel.is_sharded, projection.parameters(recurse=False)))
+    if sharded and not parallel.is_shared(projection) and parallel.several_processes():
         raise NotImplementedError(
             f"FSDP: expected whole decoder layers to be sharded, so that {name}_proj is gathered where its layer "
             "begins, got one that is sharded by itself"
@@ -273,7 +293,7 @@ def _project(attention: Any, hidden: Tensor, name: str) -> Tensor:
     else:
         states = projection(hidden)[..., rows]
     norm: Any = getattr(attention, f"{name}_norm", None)
-    whole = norm is not None and getattr(norm, "weight", states).shape == states.shape[-1:]
+    whole = norm is not None and (not hasattr(norm, "weight") or shape_of(norm) == states.shape[-1:])
     heads = (norm(states) if whole else states).unflatten(-1, (-1, attention.head_dim))
     if norm is not None and not whole:
         heads = norm(heads)
@@ -297,4 +317,4 @@ def _is_plain(module: nn.Module, kind: type) -> bool:
     if type(module) is not kind or "forward" in module.__dict__ or module._forward_hooks or module._forward_pre_hooks:
         return False
     weight: Any = module._parameters.get("weight")
-    return type(weight) in (nn.Parameter, Tensor) and weight.is_floating_point()
+    return type(weight) in (nn.Parameter, Tensor) and weight.is_floating_point() and weight.numel() > 0

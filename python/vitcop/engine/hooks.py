@@ -199,5 +199,9 @@ class Seen(Generic[T]):
         """The value, which is forgotten."""
         traced, own = self._values.pop(name, None), self._values.pop((threading.get_ident(), name), None)
         value = traced if own is None else own
-        assert value is not None, f"the layer ran without the hook that keeps its {name}"
+        if value is None:
+            raise RuntimeError(
+                f"The vision tower ran without the hook that reads its {name}: a layer was replaced after attaching "
+                "or compiled before; remove the pruning, call torch.compiler.reset() if compiled, and attach again."
+            )
         return value

@@ -4,16 +4,44 @@ In front of the decoder they are put into rows of their own, padded on the left,
 they see nothing of each other, and each has the budget and the position ids of its own.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from .cache import text_ids
 from .layout import Prompt
 
 VARLEN = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx")
 """Arguments with which data collators tell attention kernels where samples begin."""
+
+
+def check_lengths(arguments: Mapping[str, Any]) -> None:
+    """Refuse lengths of packed samples that the position ids do not tell as well: those are what is read."""
+    lengths = [arguments[name] for name in VARLEN[:2] if arguments.get(name) is not None]
+    if not lengths:
+        return
+    ids = text_ids(arguments.get("position_ids"))
+    uncached = arguments.get("use_cache") is False
+    if ids is None:
+        found = [0]
+    else:
+        steps = ids.diff(dim=-1)
+        begins = (steps != 1) if uncached else (steps < 0)
+        found = torch.nn.functional.pad(begins, (1, 0), value=True).flatten().nonzero().flatten().tolist()
+    if any(given.tolist()[:-1] != found for given in lengths):
+        raise NotImplementedError(
+            "cu_seq_lens_q, cu_seq_lens_k: expected position_ids (of text, where there are several kinds) that begin "
+            f"anew with each packed sample, and use_cache=False; got samples at {lengths[0].tolist()[:-1]}, and "
+            f"position_ids that begin at {found}"
+        )
+
+
+def without_lengths(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of the decoder without what is true of unpruned rows only."""
+    return {name: value for name, value in kwargs.items() if name not in VARLEN}
 
 
 class Packing:
@@ -46,7 +74,7 @@ class Packing:
                 "Packed samples (position ids that begin anew within a row) cannot share a KV cache under pruning; "
                 "call the model without one, with use_cache=False."
             )
-        found = {name: value for name, value in kwargs.items() if name not in VARLEN}
+        found = without_lengths(kwargs)
         embeds, ids = kwargs["inputs_embeds"], kwargs.get("position_ids")
         valid = self._valid.to(embeds.device)
         found["inputs_embeds"] = embeds.flatten(0, 1)[self._place] * valid[..., None]

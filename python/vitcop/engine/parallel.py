@@ -44,6 +44,11 @@ def group_of(attention: Any, key_heads: int | None = None) -> Any:
     return None
 
 
+def several_processes() -> bool:
+    """Whether other processes may run the same model."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
 def is_shared(projection: Any) -> bool:
     """Whether a module was made tensor parallel."""
     return any(getattr(projection, mark, False) for mark in MARKS)

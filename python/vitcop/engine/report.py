@@ -3,7 +3,7 @@
 import itertools
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -177,10 +177,17 @@ class Report:
     decoder: DecoderShape | None = field(default=None, repr=False)
     positions: str = "compact"  # how the method numbers the tokens
     columns: Columns | None = field(default=None, repr=False)
+    _whole: list[str] = field(default_factory=list, repr=False)  # notes of this prefill
 
-    def take(self, stages: list[StageReport], visual_tokens: list[int], text_tokens: list[int]) -> None:
-        """Show another prefill, which has come to its end."""
+    def take(
+        self, stages: list[StageReport], visual_tokens: list[int], text_tokens: list[int],
+        kept_whole: Callable[[int], str | None],
+    ) -> None:  # fmt: skip
+        """Show another prefill, which has come to its end. kept_whole: of the program."""
         self.stages, self.visual_tokens, self.text_tokens = stages, visual_tokens, text_tokens
+        totals = sorted({total for v in stages[0].before for total in v.group.images}) if stages else []
+        before, self._whole = self._whole, [note for total in totals if (note := kept_whole(total)) is not None]
+        self.notes[:] = [*self._whole, *(note for note in self.notes if note not in before)]
 
     @property
     def kv_bytes(self) -> int:

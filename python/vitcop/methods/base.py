@@ -167,6 +167,8 @@ class Program:
     counts: Callable[[int], Sequence[int]]  # m -> tokens after each stage; raises ValueError where infeasible
     positions: Positions = "compact"
     notes: list[str] = field(default_factory=list)
+    # A sentence for the report where m tokens are all kept although the budget is smaller.
+    kept_whole: Callable[[int], str | None] = lambda total: None
 
 
 class Method(ABC):

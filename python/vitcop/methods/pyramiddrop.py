@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .base import Choice, Context, Program, Stage
-from .schedule import Budgeted, layers_for, spread
+from .schedule import Budgeted, kept_whole, layers_for, spread
 
 PUBLISHED = (8, 16, 24)
 MATCHED = (2, 10, 20)  # where other papers put its cuts, to reach budgets as low as FastV's
@@ -57,7 +57,8 @@ class PyramidDrop(Budgeted):
     def program(self, num_layers: int) -> Program:
         layers, notes = self._layers(num_layers)
         stages = [Stage(f"pyramiddrop {number}", layer, _select) for number, layer in enumerate(layers, start=1)]
-        return Program(stages, functools.partial(self.counts, num_layers), "renumber", notes)
+        counts = functools.partial(self.counts, num_layers)
+        return Program(stages, counts, "renumber", notes, functools.partial(kept_whole, self, counts))
 
     def _layers(self, num_layers: int) -> tuple[list[int], list[str]]:
         return layers_for(MATCHED if self.budgeted else PUBLISHED, self.layers, num_layers)

@@ -2,8 +2,9 @@
 
 import functools
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -67,6 +68,16 @@ class Budgeted(Method):
         )
 
 
+def kept_whole(method: Any, counts: Callable[[int], Sequence[int]], total: int) -> str | None:
+    """`Program.kept_whole` of a method with a `retain`, and `counts` of tokens after its stages."""
+    if method.retain is None or total <= method.retain or list(counts(total))[-1] < total:
+        return None
+    return (
+        f"{type(method).__name__} keeps all {total} visual tokens of a sample (or image): its mildest pruning would "
+        f"average fewer than retain={method.retain}"
+    )
+
+
 def layers_for(layers: Sequence[int], given: Sequence[int] | None, num_layers: int) -> tuple[list[int], list[str]]:
     """Layers whose inputs are pruned, and notes for the report. Those given by the caller stay as they are; published
     ones (for 32 layers) move with the depth of the decoder, except for the first three layers.
@@ -113,7 +124,7 @@ class SameSchedule(Budgeted):
             Stage(f"{name} {number + 1}", stage.layer, functools.partial(self._select, number))
             for number, stage in enumerate(other.stages)
         ]
-        return Program(stages, other.counts, other.positions, list(other.notes))
+        return Program(stages, other.counts, other.positions, list(other.notes), other.kept_whole)
 
     def _count(self, total: int) -> Sequence[int]:
         return [max(1, round(self.average(total)))]

@@ -11,7 +11,7 @@ from torch import Tensor
 import vitcop_kernels as ops
 
 from .base import Context, Plan, Program, Stage
-from .schedule import Budgeted, layers_for, segments, spread
+from .schedule import Budgeted, kept_whole, layers_for, segments, spread
 
 LAYERS = (3, 7, 16)  # its code prunes what comes out of layers 2, 6 and 15
 PUBLISHED = {192: (300, 200, 110), 128: (303, 110, 36), 64: (66, 30, 17)}
@@ -82,7 +82,7 @@ class SparseVLM(Budgeted):
         def counts(total: int) -> list[int]:
             return [sum(cut) for cut in cuts(total)]
 
-        return Program(stages, counts, "renumber", notes)
+        return Program(stages, counts, "renumber", notes, functools.partial(kept_whole, self, counts))
 
     def _goals(self, num_layers: int, total: int, layers: Sequence[int]) -> list[int]:
         """Tokens after each cut, means included, that the average asks for."""

@@ -14,6 +14,7 @@ from vitcop import budget
 
 from .base import Choice, Context, Method, Positions, Program, Stage
 from .clusters import cluster_segments
+from .schedule import kept_whole
 
 
 class _DefaultLayer(int):
@@ -210,7 +211,8 @@ class ViTCoP(Method):
             Stage("stage2", shallow, functools.partial(self._stage2, clusters), ahead=clusters if early else None),
             Stage("stage3", deep, self._stage3),
         ]
-        return Program(stages, functools.partial(self.counts, num_layers), checked, notes)
+        counts = functools.partial(self.counts, num_layers)
+        return Program(stages, counts, checked, notes, functools.partial(kept_whole, self, counts))
 
     def _retention(self, total: int) -> float | None:
         return self.retention if self.retain is None else min(1.0, self.retain / total)
