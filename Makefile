@@ -16,6 +16,7 @@ NATIVE := CMakeLists.txt setup.py $(shell find csrc -name '*.cpp' -o -name '*.h'
 
 demo: build
 	$(BIN)/vitcop run --out out/demo
+	$(BIN)/vitcop prefill
 
 test: build
 	$(BIN)/python -m pytest --ignore verification/tests/test_aot.py
