@@ -136,7 +136,7 @@ def prefill_command(
 ) -> None:
     """Time a prefill of LLaVA-1.5's sequence length (576 visual and 57 text tokens) with and without ViTCoP.
 
-    The model has random weights: only its times mean something.
+    The model has random weights, so only the times are meaningful.
     """
     missing = doctor.missing_extras("transformers")
     if missing:
@@ -193,8 +193,7 @@ def bench_command(
     compile: Annotated[bool, typer.Option(help="Also time the compiled reference.")] = True,
     save: Annotated[Path | None, typer.Option(help="JSON file for the results with all samples.")] = None,
 ) -> None:
-    """Check an op against its reference, then time it at your shapes, compared with the reference, the compiled
-    reference and this machine's roofline.
+    """Check an op against its reference, then time it at your shapes and compare it with this machine's roofline.
 
     The exit code is 1 if a result is wrong.
     """

@@ -125,8 +125,8 @@ class ViTCoP(Method):
     @classmethod
     def tuned(cls, **options: Any) -> "ViTCoP":
         """The options that kept most of vitcop-tiny's accuracy, from a third of the tokens down to an eighteenth
-        (studies/results/quality.md): no Stage III, less pruning in Stage I, more merging in Stage II. Not tested on real
-        checkpoints.
+        (studies/results/quality.md): no Stage III, less pruning in Stage I, more merging in Stage II. Not tested on
+        real checkpoints.
 
         Args: those of ViTCoP; what is given wins.
         """
