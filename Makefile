@@ -12,11 +12,12 @@ BUILD_TOOLS := "setuptools>=77" "cmake>=3.24" ninja pybind11
 PARALLEL := -n auto --dist worksteal
 NATIVE := CMakeLists.txt setup.py $(shell find csrc -name '*.cpp' -o -name '*.h')
 
-.PHONY: demo test test-transformers-4 test-transformers-own test-eval test-vllm lint format build wheel clean
+.PHONY: demo test docs test-transformers-4 test-transformers-own test-eval test-vllm lint format build wheel clean
 .PHONY: bench host prefill compare gpu-report aot aot-check nightly fuzz sanitize studies quality
 
 demo: build
 	$(BIN)/vitcop run --out out/demo
+	$(BIN)/vitcop prefill
 
 test: build
 	$(BIN)/python -m pytest $(PARALLEL) --ignore verification/tests/test_aot.py
@@ -36,6 +37,11 @@ test-eval: $(VENV)/.installed-eval
 # The plugin, with vLLM's build for CPUs: engines, tensor parallelism and a server under load, in less than 8 minutes.
 test-vllm: $(VENV)-vllm/.installed
 	PYTHONPATH=tests/serving/torchvision_stub $(VENV)-vllm/bin/python -m pytest tests/serving
+
+# The documentation site, into build/site; a warning is an error. Includes the notebook, which is executed first.
+docs: $(VENV)/.installed-docs
+	$(BIN)/python -m pytest tests/test_docs.py tests/cli/test_notebook.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 lint: build
 	$(BIN)/ruff check .
@@ -70,7 +76,7 @@ gpu-report:
 	PYTHONPATH=.:python $(PYTHON) -m verification.gpu $(GPU_CHECKS); checked=$$?; \
 		PYTHONPATH=.:python $(PYTHON) -m benchmarks.gpu $(GPU_REPORT) && exit $$checked
 
-# Compile every configuration of every kernel for every GPU named in docs/aot.md; only what has changed.
+# Compile every configuration of every kernel for every GPU named in verification/results/aot.md; only what has changed.
 aot: build
 	$(BIN)/python -m verification.aot
 	$(BIN)/python -m pytest verification/tests/test_aot.py
@@ -96,7 +102,7 @@ sanitize: build
 studies: build
 	$(BIN)/python -m pytest studies
 
-# Every table and figure of docs/quality.md, from committed answers.
+# Every table and figure of studies/results/quality.md, from committed answers.
 quality: build
 	$(BIN)/python -m studies.quality report
 
@@ -104,6 +110,10 @@ wheel: build
 	$(PIP) wheel . --no-deps --no-build-isolation --wheel-dir dist
 
 build: $(VENV)/.installed
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(PIP) install -e ".[docs]" --no-build-isolation
+	touch $@
 
 $(VENV)/.installed-eval: $(VENV)/.installed tests/evaluation/requirements.txt
 	$(PIP) install --no-deps -r tests/evaluation/requirements.txt

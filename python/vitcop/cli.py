@@ -1,6 +1,6 @@
-"""The command line: `vitcop run`, `vitcop bench`, `vitcop eval`, `vitcop doctor`.
+"""The command line: `vitcop run`, `vitcop prefill`, `vitcop bench`, `vitcop eval`, `vitcop doctor`.
 
-The commands are in `commands.py`, which needs typer and rich. Without them `doctor` still answers, in plain text.
+The commands are in `commands.py`, which needs typer and rich. Without them `vitcop doctor` prints plain text.
 """
 
 import sys
@@ -12,7 +12,7 @@ INSTALL = "pip install 'vitcop[cli]'"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point of the `vitcop` command. Ends by SystemExit; 2: something has to be put right by the user."""
+    """Entry point of the `vitcop` command. Raises SystemExit; code 2 means a usage error."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):

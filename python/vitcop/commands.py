@@ -1,4 +1,4 @@
-"""The commands, in typer. What they do is in bench.py, compare.py, doctor.py, tables.py and visualize.py."""
+"""The typer commands. They call bench.py, compare.py, doctor.py, prefill.py, tables.py and visualize.py."""
 
 import contextlib
 import time
@@ -14,7 +14,7 @@ from . import __version__, doctor
 
 app = typer.Typer(
     name="vitcop",
-    help="Visual-token pruning for large vision-language models.",
+    help="Visual token pruning for vision-language models.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -59,14 +59,14 @@ def _root(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Visual-token pruning for large vision-language models."""
+    """Visual token pruning for vision-language models."""
 
 
 @app.command("doctor")
 def doctor_command(
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
-    """Tell what is usable on this machine, and why the rest is not."""
+    """Show which backends and models work on this machine."""
     results = doctor.checks()
     if json:
         print(doctor.as_json(results))
@@ -81,31 +81,31 @@ def run_command(
     model: Annotated[
         str | None,
         typer.Option(
-            help="A Hugging Face checkpoint: folder or hub id. Without it: vitcop-tiny, which knows digits and shapes. "
-            "'random': LLaVA-1.5's geometry, narrow, with random weights."
+            help="Hugging Face checkpoint: a folder or a hub id. 'random': LLaVA-1.5's geometry, narrow, with random "
+            "weights. (default: vitcop-tiny, a small model of digits and shapes)"
         ),
     ] = None,
-    image: Annotated[str | None, typer.Option(help="A picture. Without it: one that comes with vitcop.")] = None,
-    prompt: Annotated[str | None, typer.Option(help="The question. (default: one about that picture)")] = None,
-    retain: Annotated[int | None, typer.Option(help="Visual tokens kept, averaged over layers. (default: 64)")] = None,
-    retention: Annotated[float | None, typer.Option(help="The same as a share of them, in (0, 1].")] = None,
-    method: Annotated[
-        Name, typer.Option(help="How to prune: ViTCoP, a method to compare it with, or a baseline for them all.")
-    ] = Name.vitcop,
+    image: Annotated[str | None, typer.Option(help="Image file. (default: one that ships with vitcop)")] = None,
+    prompt: Annotated[str | None, typer.Option(help="Question. (default: one about that image)")] = None,
+    retain: Annotated[
+        int | None, typer.Option(help="Visual tokens to keep, averaged over the layers. (default: 64)")
+    ] = None,
+    retention: Annotated[float | None, typer.Option(help="Share of the visual tokens to keep, in (0, 1].")] = None,
+    method: Annotated[Name, typer.Option(help="Pruning method.")] = Name.vitcop,
     semantics: Annotated[
         Semantics | None,
-        typer.Option(help="ViTCoP as the paper says, or as its authors' code does. (default: paper)"),
+        typer.Option(help="ViTCoP as in the paper, or as in the authors' code. (default: paper)"),
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of the answers.")] = 24,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Maximum length of an answer.")] = 24,
     dtype: Annotated[
         Dtype | None, typer.Option(help="(default: the checkpoint's; bfloat16 for float16 on a CPU)")
     ] = None,
     device: Annotated[str | None, typer.Option(help="(default: cuda if there is one, else cpu)")] = None,
-    out: Annotated[Path, typer.Option(help="Folder for stages.png and report.json.")] = Path("vitcop-run"),
-    seed: Annotated[int | None, typer.Option(help="Seed of the weights of --model random.")] = None,
-    repeats: Annotated[int, typer.Option(min=1, help="Measurements, of which the median is shown.")] = 3,
+    out: Annotated[Path, typer.Option(help="Output folder for stages.png and report.json.")] = Path("vitcop-run"),
+    seed: Annotated[int | None, typer.Option(help="Seed of the weights, for --model random.")] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Number of measurements; the median is shown.")] = 3,
 ) -> None:
-    """Answer a question about a photograph with and without pruning, and show what was kept, what it cost and saved."""
+    """Answer a question about an image with and without pruning; print token counts, times, FLOPs and memory."""
     missing = doctor.missing_extras(*NEEDED)
     if missing:
         _fail(f"`vitcop run` needs {', '.join(missing)}: pip install 'vitcop[cli]'")
@@ -125,30 +125,77 @@ def run_command(
         _fail(str(error))
 
 
+@app.command("prefill")
+def prefill_command(
+    layers: Annotated[int, typer.Option(min=3, help="Decoder layers.")] = 8,
+    width: Annotated[int, typer.Option(min=128, help="Hidden size of the decoder, a multiple of 128.")] = 2048,
+    retain: Annotated[int, typer.Option(min=1, help="Visual tokens to keep, averaged over the layers.")] = 64,
+    dtype: Annotated[Dtype, typer.Option(help="Dtype of the model.")] = Dtype.float32,
+    device: Annotated[str | None, typer.Option(help="(default: cuda if there is one, else cpu)")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Number of rounds; fewer on a slow machine.")] = 3,
+) -> None:
+    """Time a prefill of LLaVA-1.5's sequence length (576 visual and 57 text tokens) with and without ViTCoP.
+
+    The model has random weights, so only the times are meaningful.
+    """
+    missing = doctor.missing_extras("transformers")
+    if missing:
+        _fail(f"`vitcop prefill` needs {', '.join(missing)}: pip install 'vitcop[hf]'")
+    if width % 128:
+        _fail(f"--width: expected a multiple of 128, got {width}")
+    import torch
+    import transformers
+
+    from . import prefill
+    from .compare import UserError
+    from .loading import DTYPES, pick_device
+    from .tables import prefill_table
+
+    transformers.utils.logging.set_verbosity_error()
+    try:
+        where = pick_device(device)
+        result = prefill.measure(
+            layers=layers, width=width, retain=retain, device=where, dtype=DTYPES[dtype.value], rounds=rounds
+        )
+    except (UserError, ValueError) as error:
+        _fail(str(error))
+    except torch.OutOfMemoryError:
+        _fail(f"not enough memory on {where}; try a smaller --width")
+    console = Console()
+    console.print()
+    console.print(
+        f"Prefill of {prefill.VISUAL_TOKENS} visual and {prefill.TEXT_TOKENS} text tokens, as in LLaVA-1.5\n"
+        f"random weights, {layers} decoder layers of width {width}, {dtype.value} on {where}, "
+        f"{torch.get_num_threads()} threads, median of {len(result.pruned)}",
+        highlight=False,
+    )
+    console.print(prefill_table(result))
+
+
 @app.command("bench")
 def bench_command(
-    op: Annotated[str | None, typer.Argument(help="An op, such as vic_cluster. (default: every op)")] = None,
-    tokens: Annotated[int | None, typer.Option(help="Tokens of a sample.")] = None,
-    batch: Annotated[int | None, typer.Option(help="Samples.")] = None,
-    width: Annotated[int | None, typer.Option(help="Channels of a token.")] = None,
-    clusters: Annotated[int | None, typer.Option(help="Clusters of a sample.")] = None,
+    op: Annotated[str | None, typer.Argument(help="Name of an op, such as vic_cluster. (default: every op)")] = None,
+    tokens: Annotated[int | None, typer.Option(help="Tokens per sample.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Batch size.")] = None,
+    width: Annotated[int | None, typer.Option(help="Channels per token.")] = None,
+    clusters: Annotated[int | None, typer.Option(help="Clusters per sample.")] = None,
     heads: Annotated[int | None, typer.Option(help="Attention heads.")] = None,
-    head_dim: Annotated[int | None, typer.Option(help="Channels of a head.")] = None,
-    queries: Annotated[int | None, typer.Option(help="Query rows.")] = None,
-    keep: Annotated[int | None, typer.Option(help="Tokens kept.")] = None,
-    budget: Annotated[int | None, typer.Option(help="Tokens after merging.")] = None,
-    text: Annotated[int | None, typer.Option(help="Tokens of text around the visual ones.")] = None,
-    dtype: Annotated[Dtype, typer.Option(help="Of the inputs.")] = Dtype.float32,
+    head_dim: Annotated[int | None, typer.Option(help="Channels per head.")] = None,
+    queries: Annotated[int | None, typer.Option(help="Number of query rows.")] = None,
+    keep: Annotated[int | None, typer.Option(help="Number of tokens to keep.")] = None,
+    budget: Annotated[int | None, typer.Option(help="Number of tokens after merging.")] = None,
+    text: Annotated[int | None, typer.Option(help="Number of text tokens in the prompt.")] = None,
+    dtype: Annotated[Dtype, typer.Option(help="Dtype of the inputs.")] = Dtype.float32,
     device: Annotated[str | None, typer.Option(help="(default: cuda if there is one, else cpu)")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="On a CPU. (default: torch's)")] = None,
-    rounds: Annotated[int, typer.Option(min=5, help="Rounds, in each of which every way has a turn.")] = 31,
-    seconds: Annotated[float, typer.Option(min=0, help="Fewer rounds, to keep to so long for an op.")] = 10.0,
-    compile: Annotated[bool, typer.Option(help="Time the compiled reference, too; compiling takes a while.")] = True,
-    save: Annotated[Path | None, typer.Option(help="A file for the result with all its samples, in JSON.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. (default: torch's)")] = None,
+    rounds: Annotated[int, typer.Option(min=5, help="Number of rounds; each times every implementation once.")] = 31,
+    seconds: Annotated[float, typer.Option(min=0, help="Time limit per op; reduces the number of rounds.")] = 10.0,
+    compile: Annotated[bool, typer.Option(help="Also time the compiled reference.")] = True,
+    save: Annotated[Path | None, typer.Option(help="JSON file for the results with all samples.")] = None,
 ) -> None:
-    """Time an op at your shapes, after checking its answer: beside its reference, compiled, and this machine's floor.
+    """Check an op against its reference, then time it at your shapes and compare it with this machine's roofline.
 
-    Ends with code 1 if an answer is wrong.
+    The exit code is 1 if a result is wrong.
     """
     import torch
 
@@ -179,23 +226,25 @@ def bench_command(
 
 @app.command("eval")
 def eval_command(
-    model: Annotated[str, typer.Option(help="A Hugging Face checkpoint: folder or hub id.")],
-    tasks: Annotated[str, typer.Option(help="Tasks of lmms-eval, separated by commas.")],
-    method: Annotated[list[str], typer.Option(help="Repeat it to compare several.")] = ["vitcop"],  # noqa: B006
-    retain: Annotated[list[int] | None, typer.Option(help="Visual tokens kept; repeat for several budgets.")] = None,
-    retention: Annotated[list[str] | None, typer.Option(help="The same as a share of them, such as 1/9.")] = None,
-    option: Annotated[
-        list[str] | None, typer.Option(help="An option of the methods, such as semantics=released; repeat for several.")
+    model: Annotated[str, typer.Option(help="Hugging Face checkpoint: a folder or a hub id.")],
+    tasks: Annotated[str, typer.Option(help="lmms-eval tasks, separated by commas.")],
+    method: Annotated[list[str], typer.Option(help="Pruning method; repeat to compare several.")] = ["vitcop"],  # noqa: B006
+    retain: Annotated[list[int] | None, typer.Option(help="Visual tokens to keep; repeat for several budgets.")] = None,
+    retention: Annotated[
+        list[str] | None, typer.Option(help="Share of the visual tokens to keep, such as 1/9.")
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Prompts answered at a time.")] = 8,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first questions of each task.")] = None,
-    chat: Annotated[bool, typer.Option(help="Ask in messages where a task has them.")] = False,
-    include: Annotated[Path | None, typer.Option(help="Folder with tasks of your own.")] = None,
+    option: Annotated[
+        list[str] | None, typer.Option(help="Method option, such as semantics=released; repeat for several.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Prompts per batch.")] = 8,
+    limit: Annotated[int | None, typer.Option(min=1, help="Number of questions per task.")] = None,
+    chat: Annotated[bool, typer.Option(help="Use chat messages where a task has them.")] = False,
+    include: Annotated[Path | None, typer.Option(help="Folder with your own tasks.")] = None,
     dtype: Annotated[Dtype | None, typer.Option(help="(default: the checkpoint's)")] = None,
     device: Annotated[str | None, typer.Option(help="(default: cuda if there is one, else cpu)")] = None,
-    out: Annotated[Path, typer.Option(help="Where the results go.")] = Path("vitcop-eval/results.json"),
+    out: Annotated[Path, typer.Option(help="JSON file for the results.")] = Path("vitcop-eval/results.json"),
 ) -> None:
-    """Score methods on tasks of lmms-eval, beside the unpruned model, in the form of the paper's Table 1."""
+    """Score methods on lmms-eval tasks, compared with the unpruned model."""
     missing = doctor.missing_extras("transformers", "lmms_eval")
     if missing:
         _fail(f"`vitcop eval` needs {', '.join(missing)}: pip install 'vitcop[eval]'")
@@ -279,12 +328,12 @@ def _run(
         with _step(console, f"loading {TINY_NAME} (no download)"):
             loaded = load_tiny(where, dtype)
     elif model == RANDOM:
-        with _step(console, "making the embedded LLaVA (no download)"):
+        with _step(console, "building the random LLaVA (no download)"):
             loaded = load_embedded(where, dtype, seed)
     else:
         with _step(console, f"loading {model}", spin=False):
             loaded = load_checkpoint(model, where, dtype)
-    with _step(console, "preparing the photograph and the prompt"):
+    with _step(console, "preparing the image and the prompt"):
         inputs = encode(loaded, photograph, prompt)
     with _step(console, "answering") as tell:
         try:
@@ -298,7 +347,7 @@ def _run(
 
     report = result.report
     if not report.stages:
-        raise UserError(f"{loaded.name} saw no visual tokens, so nothing was pruned")
+        raise UserError(f"{loaded.name} got no visual tokens, so nothing was pruned")
     extra = {
         "device": str(where), "dtype": str(loaded.model.dtype).removeprefix("torch."), "seed": seed, "repeats": repeats,
         "threads": torch.get_num_threads(), "native_error": vitcop_kernels.native_error,
@@ -357,7 +406,7 @@ def headline(loaded: Any, result: Any, method: str) -> tuple[str, str]:
 
 @contextlib.contextmanager
 def _step(console: Console, what: str, *, spin: bool = True) -> Iterator[Any]:
-    """Show what is being done while it is, and how long it took. Yields a function to tell what it is doing now."""
+    """Print a step and its duration. Yields a function that shows what the step is doing."""
     start = time.perf_counter()
     if spin and console.is_terminal:
         with console.status(

@@ -95,7 +95,7 @@ def encode(loaded: Loaded, image: Any, prompt: str) -> dict[str, Any]:
     processor = loaded.processor
     image_token = getattr(processor, "image_token", "<image>")
     if image_token in prompt:
-        raise UserError(f"--prompt: leave {image_token} out, the photograph is put in by itself")
+        raise UserError(f"--prompt: leave {image_token} out; it is inserted automatically")
     if getattr(processor, "chat_template", None):
         content = [{"type": "image"}, {"type": "text", "text": prompt}]
         text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)

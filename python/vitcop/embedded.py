@@ -1,10 +1,10 @@
 """A LLaVA with LLaVA-1.5's true geometry and seeded random weights, made in code without any download.
 
-Random weights: the answer is noise, the pruning is real. What is true to LLaVA-1.5: the classes of transformers, CLIP's
+The weights are random, so answers are meaningless. As in LLaVA-1.5: the classes of transformers, CLIP's
 preprocessing, 336 px in patches of 14 (24 x 24 patches and [CLS]), the penultimate CLIP layer without its [CLS] as
-visual tokens, the MLP projector, a Llama decoder of 32 layers with multi-head attention, the prompt format. What is
-not: the widths (64 and 128 instead of 1024 and 4096), the number of CLIP layers (12 instead of 24), the vocabulary and
-the weights.
+visual tokens, the MLP projector, a Llama decoder of 32 layers with multi-head attention, the prompt format.
+Different: the widths (64 and 128 instead of 1024 and 4096), the number of CLIP layers (12 instead of 24), the
+vocabulary and the weights.
 
 The weights are drawn so that tokens differ as they do in a trained model; the usual N(0, 0.02) makes all 576 nearly
 equal:
@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-LABEL = "random weights: the answer is noise, the pruning is real"
+LABEL = "random weights, meaningless answer"
 NAME = "embedded LLaVA (LLaVA-1.5's geometry, narrow, random weights)"
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ message['role'].upper() }}: "

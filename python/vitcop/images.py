@@ -1,4 +1,4 @@
-"""The one door through which pictures come in: bounded in bytes and pixels before anything is decoded."""
+"""Image loading with size limits, checked before anything is decoded."""
 
 import contextlib
 import threading
@@ -30,7 +30,7 @@ def open_image(source: str | Path | BinaryIO) -> Any:
         return _decode(source, "the picture")
     path = expanded(source)
     if not path.is_file():
-        raise ImageError(f"{path} is {'a folder' if path.is_dir() else 'no file'}")
+        raise ImageError(f"{path} is a folder" if path.is_dir() else f"No such file: {path}")
     if path.stat().st_size > MAX_BYTES:
         raise ImageError(f"{path} has {path.stat().st_size} bytes, more than the {MAX_BYTES} allowed")
     return _decode(path, str(path))
@@ -61,7 +61,7 @@ def _decode(source: Path | BinaryIO, name: str) -> Any:
     except PermissionError:
         raise ImageError(f"{name} may not be read (permission denied)") from None
     except Image.UnidentifiedImageError:
-        raise ImageError(f"{name} is not a picture of a known format ({', '.join(FORMATS)})") from None
+        raise ImageError(f"{name} is not an image in a supported format ({', '.join(FORMATS)})") from None
     except Exception as error:  # damaged files raise whatever their decoder stumbles over
         said = " ".join(str(error).split()).split(". ")[0].rstrip(".")
         raise ImageError(f"{name} cannot be decoded ({said or type(error).__name__})") from None
@@ -72,7 +72,7 @@ _SETTING = threading.Lock()
 
 @contextlib.contextmanager
 def _whole() -> Iterator[None]:
-    """Libraries set Pillow, for the whole process, to make up what a cut-off file lacks; that holds nowhere in here."""
+    """Turn off `LOAD_TRUNCATED_IMAGES`, which other libraries may have set for the whole process."""
     from PIL import ImageFile
 
     with _SETTING:

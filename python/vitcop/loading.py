@@ -87,7 +87,7 @@ def _source(name: str) -> tuple[str, str]:
     if path.is_file():
         raise UserError(f"--model: {name} is a file; expected the folder of a Hugging Face checkpoint, or a hub id")
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or not name.strip("/ "):
-        raise UserError(f"--model: there is no folder {name}")
+        raise UserError(f"--model: No such folder: {name}")
     return name, name
 
 
@@ -96,7 +96,9 @@ def _check_type(model_type: str | None, shown: str) -> None:
 
     if model_type not in ADAPTERS:
         known = ", ".join(sorted(ADAPTERS))
-        raise UserError(f"--model: {shown} is a {model_type!r} model, which has no adapter (there are: {known})")
+        raise UserError(
+            f"--model: {shown} is a {model_type!r} model, which vitcop does not support; it supports {known}"
+        )
 
 
 def _check_files(source: str, shown: str) -> None:
@@ -110,12 +112,14 @@ def _check_files(source: str, shown: str) -> None:
         return None if path is None else Path(path)
 
     if found("adapter_config.json") is not None:
-        raise UserError(f"--model: {shown} has an adapter of PEFT beside its weights; merge it into them first")
+        raise UserError(f"--model: {shown} has a PEFT adapter; merge it into the weights first")
     index = found("model.safetensors.index.json")
     if index is not None:
         for name in set(_read(lambda: json.loads(index.read_text())["weight_map"].values(), shown)):
             if Path(name).name != name or not name.endswith(".safetensors"):
-                raise UserError(f"--model: {shown} has its weights in {name}, expected safetensors beside their index")
+                raise UserError(
+                    f"--model: {shown} has its weights in {name}; expected safetensors files next to their index"
+                )
 
 
 def _default_dtype(config: Any, device: torch.device) -> torch.dtype:

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from .compare import Comparison, Loaded
 from .doctor import Check
+from .prefill import VISUAL_TOKENS, Prefill
 
 STATES = {"ok": "[green]ok[/green]", "off": "[yellow]off[/yellow]", "missing": "[dim]missing[/dim]"}
 STAGES = {
@@ -20,7 +21,7 @@ STAGES = {
 
 
 def doctor_table(results: list[Check]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, title="What vitcop can use on this machine", title_justify="left")
+    table = Table(box=box.SIMPLE_HEAD, title="Backends and models available on this machine", title_justify="left")
     table.add_column("", no_wrap=True)
     table.add_column("state", no_wrap=True)
     table.add_column("detail", overflow="fold")
@@ -31,7 +32,7 @@ def doctor_table(results: list[Check]) -> Table:
 
 def stages_table(result: Comparison) -> Table:
     table = Table(box=box.SIMPLE_HEAD, title="Stages", title_justify="left")
-    for name, justify in (("stage", "left"), ("by", "left"), ("visual tokens", "right"), ("of them means", "right"),
+    for name, justify in (("stage", "left"), ("by", "left"), ("visual tokens", "right"), ("merged", "right"),
                           ("time", "right")):  # fmt: skip
         table.add_column(name, justify=_justify(justify))
     for row in result.stages:
@@ -58,8 +59,8 @@ def costs_table(result: Comparison) -> Table:
         ("decode, per token", before.per_token, after.per_token, milliseconds),
         (f"total, {result.pruned.tokens} tokens", before.total, after.total, milliseconds),
         ("prefill FLOPs, counter", flops.counter_unpruned, flops.counter, quantity),
-        ("prefill FLOPs, Eq. 9", flops.eq9_unpruned, flops.eq9, quantity),
-        ("visual tokens, mean of layers", total, report.mean_tokens, lambda n: f"{n:.1f}"),
+        ("prefill FLOPs, Eq. 9 of the paper", flops.eq9_unpruned, flops.eq9, quantity),
+        ("visual tokens, mean over layers", total, report.mean_tokens, lambda n: f"{n:.1f}"),
         ("KV cache after prefill", report.kv_bytes_unpruned, report.kv_bytes, size),
     ]
     for name, first, second, show in rows:
@@ -67,8 +68,20 @@ def costs_table(result: Comparison) -> Table:
             continue
         table.add_row(name, show(first), show(second), saved(first, second))
     share = result.selection_seconds / after.first_token if after.first_token else 0.0
-    table.add_row("of the prefill: selection", "", milliseconds(result.selection_seconds), f"{100 * share:.1f} % of it")
+    table.add_row("selection, % of prefill", "", f"{100 * share:.1f} %", "")
     table.add_row("CR_int (Eq. 10)", "", f"{report.cr_int:.3f}", "")
+    return table
+
+
+def prefill_table(result: Prefill) -> Table:
+    unpruned, pruned, selection = result.medians()
+    table = Table(box=box.SIMPLE_HEAD)
+    for name in ("", "unpruned", "ViTCoP", "saved"):
+        table.add_column(name, justify=_justify("right" if name else "left"))
+    table.add_row("prefill (one forward)", milliseconds(unpruned), milliseconds(pruned), saved(unpruned, pruned))
+    mean = result.mean_tokens
+    table.add_row("visual tokens, mean over layers", f"{VISUAL_TOKENS:.1f}", f"{mean:.1f}", saved(VISUAL_TOKENS, mean))
+    table.add_row("selection, % of prefill", "", f"{100 * selection / pruned:.1f} %", "")
     return table
 
 
@@ -84,7 +97,7 @@ def answers(loaded: Loaded, result: Comparison) -> Group:
 
 
 def milliseconds(seconds: float) -> str:
-    return f"{seconds:.2f} s" if seconds >= 10 else f"{1000 * seconds:.1f} ms"
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{1000 * seconds:.1f} ms"
 
 
 def quantity(value: float) -> str:

@@ -186,7 +186,7 @@ def _input(axis: Any, grid: Grid, total: int) -> None:
 
 def _kept(axis: Any, grid: Grid, stage: StageReport, sample: int) -> None:
     kept = stage.kept[sample].tolist()[: stage.tokens_out[sample]]
-    subtitle = f"the {len(kept)} patches that [CLS] attends to most"
+    subtitle = f"the {len(kept)} patches with most [CLS] attention"
     _show(
         axis, grid, grid.faded(kept), f"Stage I: {stage.tokens_in[sample]} \N{RIGHTWARDS ARROW} {len(kept)}", subtitle
     )
@@ -244,10 +244,10 @@ def _draw(
     from matplotlib.collections import LineCollection
 
     painted = {token: colours.get(place, "#ffffff") for place, members in merged for token in members}
-    parts = [f"{len(singles)} as they are (framed)"]
+    parts = [f"{len(singles)} kept (framed)"]
     if merged:
         tokens = sum(len(members) for _, members in merged)
-        parts.append(f"{len(merged)} means (dots) of {tokens} tokens")
+        parts.append(f"{len(merged)} merged (dots) from {tokens} tokens")
     arrow = "\N{RIGHTWARDS ARROW}"
     title = f"{name}: {stage.tokens_in[sample]} {arrow} {stage.tokens_out[sample]}, before layer {stage.layer}"
     _show(axis, grid, grid.faded(singles), title, ", ".join(parts))

@@ -26,7 +26,7 @@ def main() -> None:
     run.add_argument("--checkpoint", type=Path, default=TINY)
     run.add_argument("--seed", type=int, default=0, help="that --checkpoint was trained with (default: 0, as shipped)")
     run.add_argument("--processes", type=int, default=2, help="each on one thread")
-    commands.add_parser("report", help="write docs/quality.md and its figures from committed answers")
+    commands.add_parser("report", help="write studies/results/quality.md and its figures from committed answers")
     options = parser.parse_args()
     if options.command == "report":
         from .document import write

@@ -1,4 +1,4 @@
-"""docs/quality.md, from committed answers. Nothing in them is typed by hand."""
+"""studies/results/quality.md, generated from the committed answers."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -13,7 +13,8 @@ from .results import KEPT_FROM, Results
 from .scores import Answered, Interval, difference, percent, retained, signed, spread
 from .settings import LAYERS, MAIN, METHODS, NAMES, ONE_CUT, RETENTIONS, feasible, named, vitcop
 
-DOCS = Path(__file__).parents[2] / "docs"
+ROOT = Path(__file__).parents[2]
+PAGE, FIGURES = ROOT / "studies" / "results" / "quality.md", ROOT / "docs" / "quality"
 
 
 class Page:
@@ -103,7 +104,7 @@ class Page:
 
     def row(self, label: str, name: str, *gaps: str) -> list[str]:
         if not name:
-            return [label, *[""] * len(self.tasks), "cannot average so few", "", "", *gaps]
+            return [label, *[""] * len(self.tasks), "n/a", "", "", *gaps]
         return [label, *self.cells(name), spread(self.retained(name)), *self.costs(name), *gaps]
 
     def head(self, first: str = "method") -> list[str]:
@@ -130,7 +131,7 @@ class Page:
         rows = []
         for budget in RETENTIONS:
             for label, name, *gaps in self.compared(budget):
-                found = [spread(self.retained(name)), self.costs(name)[0]] if name else ["cannot average so few", ""]
+                found = [spread(self.retained(name)), self.costs(name)[0]] if name else ["n/a", ""]
                 rows.append([f"{budget} %", label, *found, *gaps])
         return table(["retention", "method", "retained, % [95 %]", "tokens", "minus random", "minus ViTCoP"], rows, 2)
 
@@ -218,7 +219,7 @@ class Page:
 
 
 def blocks() -> dict[str, str]:
-    """What stands between the marks of docs/quality.md."""
+    """The generated blocks of studies/results/quality.md."""
     trained = seeds.read()
     results = trained[0]
     page, validation = Page(results), Page(Results.read("validation"))
@@ -258,6 +259,5 @@ def fill(text: str, blocks: dict[str, str], name: str) -> str:
 
 
 def write() -> None:
-    path = DOCS / "quality.md"
-    path.write_text(fill(path.read_text(), blocks(), path.name))
-    figures.draw(Page(Results.read("test")), DOCS / "quality")
+    PAGE.write_text(fill(PAGE.read_text(), blocks(), PAGE.name))
+    figures.draw(Page(Results.read("test")), FIGURES)

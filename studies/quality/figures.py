@@ -1,4 +1,4 @@
-"""The figures of docs/quality.md: retained accuracy against tokens, and the paper's Figures 2, 3 and 4."""
+"""The figures of studies/results/quality.md: retained accuracy against tokens, and the paper's Figures 2, 3 and 4."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any

@@ -1,4 +1,4 @@
-"""docs/real-features.md, generated: every measured number in it comes from the result file."""
+"""studies/results/real-features.md, generated: every measured number in it comes from the result file."""
 
 import json
 import statistics
@@ -12,7 +12,7 @@ from .photographs import title
 
 ROOT = Path(__file__).parents[2]
 RESULT = ROOT / "studies" / "results" / "real-features.json"
-PAGE, PICTURE = ROOT / "docs" / "real-features.md", ROOT / "docs" / "real-features.png"
+PAGE, PICTURE = RESULT.with_suffix(".md"), RESULT.with_suffix(".png")
 Numbers = dict[str, Any]
 Rows = dict[str, Numbers]  # picture -> its numbers
 

@@ -1,4 +1,4 @@
-"""What the ops find on real tokens, as numbers for the result file; docs/real-features.md explains each of them."""
+"""Measures the ops on real tokens; studies/results/real-features.md explains each number."""
 
 import math
 from collections.abc import Sequence

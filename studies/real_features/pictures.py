@@ -1,4 +1,4 @@
-"""docs/real-features.png: where [CLS] looks, key norms, and clusters, drawn on photographs. Needs matplotlib."""
+"""studies/results/real-features.png: [CLS] attention, key norms and clusters on photographs. Needs matplotlib."""
 
 import io
 from collections.abc import Callable

@@ -139,7 +139,7 @@ def test_vitcop_tiny_answers_and_needs_the_picture(study: Study) -> None:
         found, counts = by_picture(study.items, study.answers(method)["answers"])
         return found.sum() / counts.sum()
 
-    # Of six pictures; docs/quality.md has the rest: 95 %, about 93 % of that, and guessing.
+    # Of six pictures; studies/results/quality.md has the rest: 95 %, about 93 % of that, and guessing.
     assert accuracy(None) > 0.85
     assert accuracy(ViTCoP.tuned(retention=1 / 3, shallow_layer=settings.SHALLOW)) > 0.7
     assert accuracy(settings.Hidden(0)) < 0.4
@@ -220,7 +220,7 @@ def test_tasks_of_the_study_are_those_that_the_model_can_do(results: Results) ->
 
 
 def test_prose_says_what_the_answers_say() -> None:
-    """The README, around its table, of every training; docs/quality.md of VisionOnly, by training."""
+    """docs/results.md and studies/results/quality.md, for each training."""
 
     def against(page: document.Page, first: str, second: str, budget: str) -> scores.Interval:
         names = (f"tuned-{budget}" if m == "tuned" else settings.named(m, budget, True) for m in (first, second))
@@ -245,7 +245,7 @@ def test_prose_says_what_the_answers_say() -> None:
 
 
 def test_page_says_what_the_answers_say() -> None:
-    text = (document.DOCS / "quality.md").read_text()
+    text = document.PAGE.read_text()
     assert document.fill(text, document.blocks(), "quality.md") == text
 
 

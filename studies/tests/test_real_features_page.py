@@ -1,4 +1,4 @@
-"""docs/real-features.md says what the committed result says."""
+"""studies/results/real-features.md says what the committed result says."""
 
 import copy
 import re

@@ -34,13 +34,22 @@ def fails(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        ("absent.jpg", "--image: absent.jpg is no file"),
-        ("~$absent.png", "--image: ~$absent.png is no file"),  # no home of a user $absent
-        ("~$lock.png", "--image: ~$lock.png is not a picture of a known format (JPEG, PNG, WEBP, BMP, GIF, TIFF, PPM)"),
+        ("absent.jpg", "--image: No such file: absent.jpg"),
+        ("~$absent.png", "--image: No such file: ~$absent.png"),  # no home of a user $absent
+        (
+            "~$lock.png",
+            "--image: ~$lock.png is not an image in a supported format (JPEG, PNG, WEBP, BMP, GIF, TIFF, PPM)",
+        ),
         ("folder", "--image: folder is a folder"),
-        ("text.jpg", "--image: text.jpg is not a picture of a known format (JPEG, PNG, WEBP, BMP, GIF, TIFF, PPM)"),
-        ("empty.png", "--image: empty.png is not a picture of a known format (JPEG, PNG, WEBP, BMP, GIF, TIFF, PPM)"),
-        ("vector.eps", "--image: vector.eps is not a picture of a known format (JPEG, PNG, WEBP, BMP, GIF, TIFF, PPM)"),
+        ("text.jpg", "--image: text.jpg is not an image in a supported format (JPEG, PNG, WEBP, BMP, GIF, TIFF, PPM)"),
+        (
+            "empty.png",
+            "--image: empty.png is not an image in a supported format (JPEG, PNG, WEBP, BMP, GIF, TIFF, PPM)",
+        ),
+        (
+            "vector.eps",
+            "--image: vector.eps is not an image in a supported format (JPEG, PNG, WEBP, BMP, GIF, TIFF, PPM)",
+        ),
         ("long.png", "--image: long.png is 1 x 3000 pixels, too elongated for a square input"),
         ("large.png", "--image: large.png has 12000 x 9000 pixels, more than the 80 million allowed"),
         ("bomb.png", "--image: bomb.png has more than the 80 million pixels allowed"),
@@ -73,12 +82,12 @@ def test_damaged_image(fails, tmp_path):
         (("--retain", 0), "retain: expected a number of tokens, at least 1, got 0"),
         (("--retention", 1.5), "retention: expected a share in (0, 1], got 1.5"),
         (("--retain", 5, "--retention", 0.5), "retain, retention: expected one of them, got both"),
-        (("--prompt", "<image> what?"), "--prompt: leave <image> out, the photograph is put in by itself"),
+        (("--prompt", "<image> what?"), "--prompt: leave <image> out; it is inserted automatically"),
         (("--prompt", "caf\udce9"), "--prompt: expected text in UTF-8, got 'caf\\udce9'"),
-        (("--model", "~$x/llava"), "--model: there is no folder ~$x/llava"),
-        (("--model", "/absent/llava"), "--model: there is no folder /absent/llava"),
-        (("--model", "./llava"), "--model: there is no folder ./llava"),
-        (("--model", "a/b/c"), "--model: there is no folder a/b/c"),
+        (("--model", "~$x/llava"), "--model: No such folder: ~$x/llava"),
+        (("--model", "/absent/llava"), "--model: No such folder: /absent/llava"),
+        (("--model", "./llava"), "--model: No such folder: ./llava"),
+        (("--model", "a/b/c"), "--model: No such folder: a/b/c"),
         (
             ("--model", "folder"),
             "--model: the folder folder has no config.json, so it is not a Hugging Face checkpoint",
@@ -107,7 +116,7 @@ def test_model_without_an_adapter(fails, tmp_path, model_type):
     (tmp_path / "model" / "config.json").write_text(json.dumps(config))
     (tmp_path / "model" / "code.py").write_text("raise SystemExit('code of a checkpoint was run')")
     said = fails("--model", "model")
-    assert said.startswith(f"--model: model is a {model_type!r} model, which has no adapter (there are: ")
+    assert said.startswith(f"--model: model is a {model_type!r} model, which vitcop does not support; it supports ")
 
 
 def test_damaged_config(fails, tmp_path):

@@ -32,8 +32,8 @@ def test_demo_prints_stages_costs_both_answers_and_that_weights_are_random(demo)
     printed, report, _ = demo
     for text in (
         "576 -> 172", "172 -> 77", "77 -> 15", "prefill (time to first token)", "FLOPs, counter", "FLOPs, Eq. 9",
-        "CR_int", "KV cache", "selection", "answer, unpruned", "answer, pruned",
-        "random weights: the answer is noise, the pruning is real",
+        "CR_int", "KV cache", "selection, % of prefill", "merged", "answer, unpruned", "answer, pruned",
+        "random weights, meaningless answer",
         "measuring 1 of 1",
     ):  # fmt: skip
         assert text in printed
@@ -96,7 +96,7 @@ def test_vitcop_tiny_answers_right_pruned_and_unpruned(command, tmp_path):
         assert report[arm]["answer"] == "yellow 4"  # as one sees in the picture
     assert done.stdout.count("yellow 4") == 2
     assert report["random_weights"] is False
-    assert "noise" not in done.stdout
+    assert "meaningless" not in done.stdout
 
 
 def test_shipped_photograph_is_small_and_its_licence_is_stated():

@@ -18,7 +18,7 @@ from vitcop.methods import METHODS, Method
 from vitcop.methods.replay import Replay
 
 ROOT = Path(__file__).parents[2]
-SHOWN = {"MergeThenDrop": ROOT / "CONTRIBUTING.md", "SmallKeys": ROOT / "README.md"}
+SHOWN = {"MergeThenDrop": ROOT / "CONTRIBUTING.md", "SmallKeys": ROOT / "docs" / "methods" / "index.md"}
 
 
 def from_the_docs(document: Path, name: str) -> Method:

@@ -1,7 +1,8 @@
 """`python -m verification.aot` compiles every configuration that dispatch can choose, for every GPU, without a GPU.
 
 What is as committed is not compiled again (`--all` does). Writes verification/results/aot/triton-<version>.json for the
-installed version of Triton and docs/aot.md from the results of all versions; exits with 1 if anything is wrong.
+installed version of Triton and verification/results/aot.md from the results of all versions; exits with 1 if anything
+is wrong.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""docs/aot.md, from the committed results."""
+"""verification/results/aot.md, from the committed results."""
 
 from collections import Counter
 
@@ -7,7 +7,7 @@ from vitcop_kernels._aot import AotSpec
 from .compiling import TARGETS, Row, Target, targets_of
 from .results import ROOT, VERSIONS, Entry, Specs, problems, read, rows_of
 
-PATH = ROOT / "docs" / "aot.md"
+PATH = ROOT / "verification" / "results" / "aot.md"
 HEAD = """# Kernels compiled ahead of time
 
 No GPU is needed to see what a kernel compiles to: `python -m verification.aot` compiles every configuration that

@@ -125,9 +125,9 @@ class ViTCoP(Method):
 
     @classmethod
     def tuned(cls, **options: Any) -> "ViTCoP":
-        """What retained most of vitcop-tiny's answers at the same average of tokens, from a third of them down to an
-        eighteenth (docs/quality.md): no Stage III, so that earlier layers get fewer tokens and later ones more; a
-        milder Stage I; and of what Stage II leaves most are means. Not tried on real checkpoints.
+        """The options that kept most of vitcop-tiny's accuracy, from a third of the tokens down to an eighteenth
+        (studies/results/quality.md): no Stage III, less pruning in Stage I, more merging in Stage II. Not tested on
+        real checkpoints.
 
         Args: those of ViTCoP; what is given wins.
         """
