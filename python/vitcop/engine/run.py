@@ -505,7 +505,7 @@ class Run:
 
     def hidden_states(self, states: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
         """What the decoder collected, its input and each layer's output, at the length that was put in."""
-        if self.first:  # some decoders collect it before the hook of the layer
+        if self.first and states[0] is not None:  # some decoders collect it before the hook of the layer
             states = [*self.first, *states[1:]]
         homes = self._segment_of_layer()
         paired = zip(states, [homes[0], *homes], strict=True)
