@@ -13,7 +13,7 @@ PARALLEL := -n auto --dist worksteal
 NATIVE := CMakeLists.txt setup.py $(shell find csrc -name '*.cpp' -o -name '*.h')
 
 .PHONY: demo test docs test-transformers-4 test-transformers-own test-eval test-vllm lint format build wheel clean
-.PHONY: bench host prefill compare gpu-report aot aot-check nightly fuzz sanitize studies quality
+.PHONY: bench host prefill compare gpu-report aot aot-check emulate emulate-clusters emulate-others emulate-all nightly fuzz sanitize studies quality
 
 demo: build
 	$(BIN)/vitcop run --out out/demo
@@ -47,12 +47,12 @@ lint: build
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror $(filter csrc/%,$(NATIVE))
+	$(BIN)/clang-format --dry-run --Werror $(filter csrc/%,$(NATIVE)) verification/ptx/emulator/*
 
 format: build
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $(filter csrc/%,$(NATIVE))
+	$(BIN)/clang-format -i $(filter csrc/%,$(NATIVE)) verification/ptx/emulator/*
 
 # Every op beside PyTorch, its peers and the roofline, the claimed ratios and peak memory: a quarter of an hour on two cores.
 # Options of pytest-benchmark: make bench BENCH="-k vic_cluster --benchmark-save mine"
@@ -72,9 +72,19 @@ compare: build
 	$(BIN)/python -m benchmarks.compare $(REV)
 
 # Checks, then measures, on one GPU in less than 8 minutes, with the torch that PYTHON has: no .venv, nothing installed.
+#   make gpu-report PART=smoke   says in a minute what is broken; check, sanitize, ops, models: three minutes each
+GPU_smoke := -m verification.gpu --part smoke --seconds 50
+GPU_check := -m verification.gpu --part check --seconds 55
+GPU_sanitize := -m verification.gpu --part sanitize --seconds 165
+GPU_ops := -m benchmarks.gpu --only ops --limit 160
+GPU_models := -m benchmarks.gpu --only models --limit 160
 gpu-report:
+ifdef PART
+	PYTHONPATH=.:python $(PYTHON) $(or $(GPU_$(PART)),$(error PART: expected smoke, check, sanitize, ops or models, got $(PART)))
+else
 	PYTHONPATH=.:python $(PYTHON) -m verification.gpu $(GPU_CHECKS); checked=$$?; \
 		PYTHONPATH=.:python $(PYTHON) -m benchmarks.gpu $(GPU_REPORT) && exit $$checked
+endif
 
 # Compile every configuration of every kernel for every GPU named in verification/results/aot.md; only what has changed.
 aot: build
@@ -85,8 +95,27 @@ aot: build
 aot-check: build
 	$(BIN)/python -m verification.aot --check
 
+# Compiled kernels executed in the PTX emulator, for sm_90: one case of every kernel, dtype and branch of dispatch.
+# Compilation is most of it: two processes.
+EMULATE := $(BIN)/python -m pytest -p verification.ptx.plugin -q tests/kernels/test_every_branch.py \
+	tests/kernels/test_undefined_winners.py \
+	"tests/kernels/test_vic_cluster_resolve.py::test_block_by_block_is_all_at_once[200-False]" \
+	tests/kernels/test_key_proj.py::test_huge_and_tiny_keys_neither_overflow_nor_vanish
+emulate: build
+	$(BIN)/python -m verification.ptx.build
+	$(MAKE) -j2 emulate-clusters emulate-others
+emulate-clusters: build
+	$(EMULATE) -k "vic or duplicates"
+emulate-others: build
+	$(EMULATE) -k "not vic and not duplicates"
+
+# The emulator's own tests and all tests of the kernels, for three architectures, two seeds, three modes.
+emulate-all: build
+	$(BIN)/python -m verification.ptx --arch 80 90 120 --seeds 1 2 --modes plain hardware lanes \
+		--out verification/results/ptx.json verification/ptx/tests tests/kernels
+
 # The long form of `make test`, before a release: about three hours on two cores. sanitize needs clang.
-nightly: test studies aot fuzz sanitize test-transformers-4
+nightly: test studies aot emulate-all fuzz sanitize test-transformers-4
 
 # 100,000 cases of every op against a float64 truth, and 10,000 repeats of each: an hour on one core.
 fuzz: build

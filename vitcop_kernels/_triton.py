@@ -40,6 +40,16 @@ def narrow(x, dtype: tl.constexpr):
     return x.to(dtype)
 
 
+@triton.jit
+def product(x, y):
+    """x * y of the shape of x, rounded before anything is added to it.
+
+    With fp fusion a bare product inside a sum may become part of a lane's fma: the lanes that share the sum then differ
+    by a rounding, and which of them is stored is undefined. Sums of products take this, unless the products are exact.
+    """
+    return tl.fma(x, tl.broadcast_to(y, x.shape), tl.zeros_like(x))
+
+
 def next_power_of_2(n: int) -> int:
     return 1 << max(0, (n - 1).bit_length())
 
@@ -81,6 +91,7 @@ __all__ = [
     "narrow",
     "next_power_of_2",
     "plain_options",
+    "product",
     "triton",
     "widen",
 ]

@@ -68,6 +68,8 @@ class Report:
         self._lock = threading.Lock()
         now = datetime.datetime.now(datetime.UTC)
         self.stem = ("DRY-RUN-" if device.dry_run else "") + f"{now:%Y-%m-%d}-{commit()}"
+        if plan.parts != PARTS:  # parts run one by one are files of their own
+            self.stem += "-" + "-".join(plan.parts)
         about = {"benchmark": "gpu-report", "schema": SCHEMA, "dry_run": device.dry_run, "commit": commit()}
         about |= {"date": now.isoformat("T", "seconds"), "device": device.facts(), "versions": versions()}
         parts: dict[str, Any] = {name: [] for name in ("ops", "models", "targets", "errors", "clocks")}

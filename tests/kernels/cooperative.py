@@ -1,4 +1,5 @@
-"""A grid whose programs run at the same time, on a CPU: Triton's interpreter with a thread per program.
+"""A grid whose programs run at the same time, on a CPU: in the emulator, or in Triton's interpreter with a thread per
+program.
 
 The interpreter runs programs one after another, so a barrier among them would spin for ever. It uses private parts of
 Triton: a tool of the tests, for Triton 3.6 to 3.9.
@@ -10,7 +11,10 @@ import threading
 import time
 from typing import Any
 
+from launchers import EMULATED, emulator
 from triton.runtime import interpreter
+
+from vitcop_kernels._triton import launch
 
 
 class Deadlock(RuntimeError):
@@ -44,6 +48,9 @@ def run_together(
 
     Raises Deadlock if some do not finish in time.
     """
+    if EMULATED:
+        _emulate_together(kernel, grid, *args, skip=skip, **constants)
+        return
     shape = (*grid, 1, 1)[:3]
     function = kernel.rewrite()
     executor = interpreter.GridExecutor(function, kernel.arg_names, shape)
@@ -91,3 +98,21 @@ def run_together(
         if scope is not None:
             scope.restore()
     executor._restore_args_dev(args, on_host, constants, on_host_kw)
+
+
+def _emulate_together(kernel: Any, grid: tuple[int, ...], *args: Any, skip: int, **constants: Any) -> None:
+    """A cooperative launch of the compiled kernel."""
+    driver = emulator()
+    config = driver.config
+    kept = config.skip_ctas, config.max_instructions
+    config.skip_ctas = skip
+    if skip:
+        config.max_instructions = 3_000_000
+    try:
+        launch(kernel, grid, *args, **constants, launch_cooperative_grid=True)
+    except driver.EmulatorError as error:
+        if "instruction limit" in str(error) or "deadlock" in str(error):
+            raise Deadlock(str(error)) from error
+        raise
+    finally:
+        config.skip_ctas, config.max_instructions = kept

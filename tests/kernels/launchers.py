@@ -1,14 +1,27 @@
-"""Calling a Triton launcher: on the GPU if there is one, else the interpreter, always compared on the CPU."""
+"""Calling a Triton launcher, always compared on the CPU.
+
+The same tests run in three ways: on a GPU where there is one; in Triton's interpreter; and with
+`-p verification.ptx.plugin`, compiled, in the emulator.
+"""
 
 import importlib
+import sys
 from typing import Any
 
 import torch
+import triton
 from support import assert_same_bits, reference, strides, tensors
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+INTERPRETED = DEVICE == "cpu" and triton.knobs.runtime.interpret
+EMULATED = DEVICE == "cpu" and not INTERPRETED
+
+
+def emulator() -> Any:
+    """The emulator's driver, which its pytest plugin has loaded: no test imports another folder."""
+    return sys.modules["verification.ptx.driver"]
 
 
 def kernel_of(op: str) -> Any:

@@ -67,7 +67,8 @@ def test_padding_and_non_finite_tokens(options: dict[str, Any], semantics: str) 
 @semantics_both
 def test_nobody_there(semantics: str) -> None:
     valid = torch.tensor([[False] * 6, [True] * 6])
-    exact(torch.randn(2, 6, 4), grid(6), 2.0, 0.5, 3, valid, semantics=semantics)
+    # Tensor cores that truncate are off by some 2^-20: delta is no whole number here.
+    exact(torch.randn(2, 6, 4), grid(6), 2.0, 0.5, 3, valid, semantics=semantics, slack=1e-5)
     exact(torch.full((2, 6, 4), NAN), grid(6), 2.0, 0.5, 3, semantics=semantics)
 
 

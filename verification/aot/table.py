@@ -32,6 +32,8 @@ tile, every number of warps and of stages, and every class of dtypes. One stands
   `semantics="released"`, `metric="cosine"` and `density="knn"`.
 - Strides and widths are multiples of 16, as with the models; "odd width" is not. Tensors are below 2 GiB.
 - A padded number of tokens stands for those below it, `head_dim` and widths for those of the same blocks.
+- `verification/aot/dispatch.py` runs the launchers without compiling and names what they ask for that nothing here
+  stands for; `make aot-check` fails on it.
 - sm_89 is assembled from the PTX of sm_86, which is the PTX that Triton writes for it: the test compares. (With Triton
   3.6 it is the PTX of sm_80 too.)
 

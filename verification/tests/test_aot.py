@@ -33,6 +33,16 @@ def test_the_table_has_every_configuration_of_today_without_spills_and_with_its_
     assert found["problems"][version] == [], HOW.format(version)
 
 
+def test_what_the_launchers_ask_for_is_compiled_and_a_missing_configuration_is_reported() -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "verification.aot.dispatch"]
+    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    dispatch = json.loads(run.stdout)
+    assert dispatch["asked"] > 100 and dispatch["missing"] == []
+    assert any(what.startswith("statistics_kernel: p_query=bf16, HAS_MASK=False") for what in dispatch["planted"])
+    assert dispatch["stranger"] == ["stranger_kernel: not in verification/aot/dispatch.py"]
+
+
 def test_the_page_shows_the_committed_results(found: dict[str, Any]) -> None:
     assert found["page"], HOW.format(found["version"])
 

@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from vitcop_kernels._aot import AotSpec
-from vitcop_kernels._triton import NAMES, UPCAST, cdiv, launch, next_power_of_2, widen
+from vitcop_kernels._triton import NAMES, UPCAST, cdiv, launch, next_power_of_2, product, widen
 
 TILE_N = 64  # keys of one tile of statistics
 STORED_ROWS = 1024  # up to so many rows over all heads keep their scores
@@ -64,7 +64,7 @@ def _scores(
             p_rows[:, None] + o_d[None, :].to(tl.int64) * stride_qd, mask=m_r[:, None] & m_d[None, :], other=0.0
         )
         if ROWS == 1:
-            b_score += tl.sum(widen(b_k) * widen(b_q), 1)[None, :]
+            b_score += tl.sum(product(widen(b_k), widen(b_q)), 1)[None, :]
         else:
             if UPCAST:
                 b_q, b_k = widen(b_q), widen(b_k)
@@ -253,7 +253,8 @@ def saliency_kernel(
                 BLOCK_D,
                 UPCAST,
             )
-        b_saliency += tl.sum(tl.exp(b_score - b_base[:, None]) * b_inverse[:, None], 0)
+        b_weight = tl.exp(b_score - b_base[:, None])
+        b_saliency += tl.sum(product(b_weight, b_inverse[:, None]), 0)
     tl.store(p_saliency + i_b * num_tokens + o_n, b_saliency, mask=o_n < num_tokens)
 
 
@@ -392,10 +393,8 @@ def aot_specs() -> list[AotSpec]:
     }
     found = []
     for case, shape in shapes.items():
-        # fp32 without a mask everywhere: it also stands for what reads stored scores.
-        kinds = [(torch.float32, False), (torch.bfloat16, True)]
-        if case in ("one row", "recomputed"):
-            kinds += [(torch.bfloat16, False), (torch.float32, True)]
+        # fp32 without a mask also stands for what reads stored scores.
+        kinds = [(torch.float32, False), (torch.bfloat16, True), (torch.bfloat16, False), (torch.float32, True)]
         if case == "recomputed":
             kinds += [(torch.float16, False)]
         for dtype, mask in kinds:

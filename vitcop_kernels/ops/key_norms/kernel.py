@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from vitcop_kernels._aot import AotSpec
-from vitcop_kernels._triton import NAMES, cdiv, launch, next_power_of_2, widen
+from vitcop_kernels._triton import NAMES, cdiv, launch, next_power_of_2, product, widen
 
 ROWS = 2  # tokens of one program
 TILE = 4096  # elements of keys in flight in one program
@@ -44,10 +44,10 @@ def key_norms_kernel(
             o_heads = (h + o_h)[None, :, None]
             p = p_rows + o_heads.to(tl.int64) * stride_h + o_d[None, None, :].to(tl.int64) * stride_d
             b_key = widen(tl.load(p, mask=m_d & (o_heads < num_heads), other=0.0))
-            b_acc += b_key if MEAN else b_key * b_key
+            b_acc = b_acc + b_key if MEAN else tl.fma(b_key, b_key, b_acc)
         if MEAN:
             b_sum = tl.sum(b_acc, 1)
-            b_total += tl.sum(b_sum * b_sum, 1)
+            b_total += tl.sum(product(b_sum, b_sum), 1)
         else:
             b_total += tl.sum(tl.sum(b_acc, 1), 1)
     b_norm = tl.sqrt_rn(b_total)
@@ -68,7 +68,7 @@ def key_norms_kernel(
                 b_key = widen(tl.load(p, mask=m_d, other=0.0)).to(tl.float64)
                 b_wide += b_key if MEAN else b_key * b_key
                 p += stride_h
-            b_exact += tl.sum(b_wide * b_wide if MEAN else b_wide, 1)
+            b_exact += tl.sum(product(b_wide, b_wide) if MEAN else b_wide, 1)
         b_root = tl.sqrt(b_exact)
         if MEAN:
             b_root = b_root / num_heads
