@@ -140,7 +140,7 @@ def prune_sequence(
             front.
 
     On the CPU other slots, and an `out_len` too small, raise ValueError; on a GPU, where looking would cost a host
-    sync, the result is unspecified but its indices are in range.
+    sync, and in float64 the result is unspecified but its indices are in range (`slots`: n' where no room is left).
 
     Returns:
         y: `[B, n', C]` in the dtype of x: copies of tokens, means of merged ones, 0 for padding.
