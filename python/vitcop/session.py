@@ -83,7 +83,7 @@ def attach(model: nn.Module, method: Method, *, cuda_graph: bool = False, budget
 
     Args:
         cuda_graph: run the decoder of a prefill with visual tokens as one CUDA graph instead of launching its kernels
-            one by one from Python, which at batch 1 takes longer than the layers compute (README, on an H200).
+            one by one from Python, which at batch 1 takes longer than the layers compute (docs/results.md, on an H200).
 
             The first prompt of a kind (batch size, length rounded up to a multiple of 64, visual tokens, images, dtype)
             captures the graph: three more passes of the decoder and a wait for the device. Prompts of that kind are
