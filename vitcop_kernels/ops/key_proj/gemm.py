@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from vitcop_kernels._aot import AotSpec
-from vitcop_kernels._triton import NAMES, UPCAST, cdiv, is_hip, launch, narrow, next_power_of_2, product, widen
+from vitcop_kernels._triton import NAMES, UPCAST, cdiv, is_hip, launch, narrow, next_power_of_2, widen
 from vitcop_kernels.ops.key_norms.kernel import key_norms
 
 # BLOCK_M, BLOCK_N, warps: from the largest tile down; half-precision BLOCK_K is 64, float32 half of that.
@@ -22,77 +22,6 @@ TILES = ((128, 256, 8), (128, 128, 8), (64, 128, 4), (64, 64, 4))
 ENOUGH_PROGRAMS = 96  # a smaller tile is taken while there are fewer
 GROUP_M = 8  # row tiles that share a panel of weights in L2
 NORM_ROWS = 4
-
-
-TINY = tl.constexpr(2.0**-100)  # TF32 drops bits of the remainder of smaller numbers
-SUSPECT = tl.constexpr(2.0**-50)  # keys of a row below it may come from tiny operands
-SCALE = tl.constexpr(2.0**100)
-
-
-@triton.jit
-def _operands(
-    p_x,
-    p_weight,
-    o_m,
-    o_n,
-    k,
-    num_tokens,
-    width,
-    num_columns,
-    stride_xn,
-    stride_xc,
-    stride_wn,
-    stride_wc,
-    BLOCK_K: tl.constexpr,
-):
-    o_k = k + tl.arange(0, BLOCK_K)
-    p_a = p_x + tl.minimum(o_m, num_tokens - 1).to(tl.int64)[:, None] * stride_xn
-    p_b = p_weight + tl.minimum(o_n, num_columns - 1).to(tl.int64)[:, None] * stride_wn
-    m = (o_k < width)[None, :]
-    b_a = tl.load(p_a + o_k.to(tl.int64)[None, :] * stride_xc, mask=m, other=0.0)
-    b_b = tl.load(p_b + o_k.to(tl.int64)[None, :] * stride_wc, mask=m, other=0.0)
-    return b_a, b_b
-
-
-@triton.jit
-def _scaled_product(
-    b_acc,
-    p_x,
-    p_weight,
-    o_m,
-    o_n,
-    num_tokens,
-    width,
-    num_columns,
-    stride_xn,
-    stride_xc,
-    stride_wn,
-    stride_wc,
-    PRECISION: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
-    """The tile once more where a row of x or of the weights has tiny numbers only: scaled by a power of two."""
-    b_row, b_column = tl.zeros_like(tl.max(b_acc, 1)), tl.zeros_like(tl.max(b_acc, 0))
-    for k in range(0, width, BLOCK_K):
-        b_a, b_b = _operands(
-            *(p_x, p_weight, o_m, o_n, k, num_tokens, width, num_columns),
-            *(stride_xn, stride_xc, stride_wn, stride_wc, BLOCK_K),
-        )
-        b_row = tl.maximum(b_row, tl.max(tl.abs(b_a), 1))
-        b_column = tl.maximum(b_column, tl.max(tl.abs(b_b), 1))
-    b_row = tl.where((b_row > 0.0) & (b_row < TINY), SCALE, 1.0)
-    b_column = tl.where((b_column > 0.0) & (b_column < TINY), SCALE, 1.0)
-    if tl.maximum(tl.max(b_row, 0), tl.max(b_column, 0)) > 1.0:
-        b_acc = tl.zeros_like(b_acc)
-        for k in range(0, width, BLOCK_K):
-            b_a, b_b = _operands(
-                *(p_x, p_weight, o_m, o_n, k, num_tokens, width, num_columns),
-                *(stride_xn, stride_xc, stride_wn, stride_wc, BLOCK_K),
-            )
-            b_a, b_b = b_a * b_row[:, None], b_b * b_column[:, None]
-            b_acc = tl.dot(b_a, tl.trans(b_b), b_acc, input_precision=PRECISION)
-        b_acc = b_acc * (1.0 / b_row)[:, None] * (1.0 / b_column)[None, :]
-    return b_acc
 
 
 @triton.jit
@@ -153,24 +82,6 @@ def projection_kernel(
         b_acc = tl.dot(b_a, tl.trans(b_b), b_acc, input_precision=PRECISION)
         p_a += BLOCK_K * stride_xc
         p_b += BLOCK_K * stride_wc
-    if PRECISION == "tf32x3":  # noqa: SIM102 - compile-time and device conditions stay apart
-        if tl.min(tl.where(o_m < num_tokens, tl.max(tl.abs(b_acc), 1), 1.0), 0) < SUSPECT:
-            b_acc = _scaled_product(
-                b_acc,
-                p_x + i_b * stride_xb,
-                p_weight,
-                o_m,
-                o_n,
-                num_tokens,
-                width,
-                num_columns,
-                stride_xn,
-                stride_xc,
-                stride_wn,
-                stride_wc,
-                PRECISION,
-                BLOCK_K,
-            )
     if HAS_BIAS:
         b_bias = tl.load(p_bias + o_n.to(tl.int64) * stride_bias, mask=o_n < num_columns, other=0.0)
         b_acc += widen(b_bias)[None, :]
@@ -190,7 +101,7 @@ def projection_kernel(
         b_up = (b_exponent << 23).to(tl.float32, bitcast=True)
         b_down = ((254 - b_exponent) << 23).to(tl.float32, bitcast=True)
         b_scaled = b_acc * b_down[:, None]
-        tl.store(p_square + i_row * tiles_n + i_n, tl.sum(product(b_scaled, b_scaled), 1), mask=m_m)
+        tl.store(p_square + i_row * tiles_n + i_n, tl.sum(b_scaled * b_scaled, 1), mask=m_m)
         tl.store(p_scale + i_row * tiles_n + i_n, b_up, mask=m_m)
 
 

@@ -125,7 +125,7 @@ def repair(p_x, s_row, q, o_i, o_j, p_state, D: tl.constexpr, BM: tl.constexpr, 
             other = tl.load(p_x + j * s_row + d + o_d, mask=m, other=0.0).to(tl.float32)
             mine = tl.load(p_x + o_i[:, None] * s_row + (d + o_d)[None, :], mask=m[None, :], other=0.0).to(tl.float32)
             gap = mine - other[None, :]
-            acc = tl.fma(gap, gap, acc)
+            acc += gap * gap
             most = tl.maximum(most, tl.abs(gap))
         direct = tl.sum(acc, 1)
         vanishing = (direct < FLOOR) & (tl.max(most, 1) > 0.0)
@@ -395,6 +395,5 @@ def find_parents(
     if ti != tj:
         publish_nearest(p_best, keys_of(q, below, close, RELEASED, HAS_POS), j, i, n, 0)
     else:
-        if not KNN:  # there others read what stands there already
-            tl.store(p_log + i, log_i, mask=i < n)
+        tl.store(p_log + i, log_i, mask=i < n)
         tl.store(p_rho + i, rho_i, mask=i < n)

@@ -20,7 +20,7 @@ def row_norms(p_x, s_row, o_r, m_r, D: tl.constexpr, BR: tl.constexpr, BD: tl.co
         m = m_r[:, None] & (o_d < D - d)[None, :]
         x = tl.load(p_x + o_r[:, None] * s_row + (d + o_d)[None, :], mask=m, other=0.0).to(tl.float32)
         bad |= (x - x != 0.0).to(tl.int32)
-        acc = tl.fma(x, x, acc)
+        acc += x * x
     norm = tl.sum(acc, 1)
     bad = tl.max(bad, 1) > 0
     wide = (norm >= HUGE) | (norm != norm)
@@ -86,8 +86,7 @@ def propose_anchors(
         anchor = ((mean.to(tl.int32, bitcast=True) + 0x8000) & -65536).to(tl.float32, bitcast=True)
         worth = (mean * mean > 4.0 * spread) & (mean * mean < HUGE)
         tl.store(p_anchor + o_d, tl.where(worth, anchor, 0.0), mask=o_d < D)
-        gain = tl.sum(tl.where(worth, mean * mean, 0.0) - spread, 0)
-        tl.store(p_gain + slab, tl.where(n > 0, gain, 0.0))  # an empty sample has no rows to remove offsets from
+        tl.store(p_gain + slab, tl.sum(tl.where(worth, mean * mean, 0.0) - spread, 0))
 
 
 @triton.jit
@@ -134,6 +133,6 @@ def anchor_rows(
             raw = tl.load(p_x + o_r.to(tl.int64)[:, None] * s_row + (d + o_d)[None, :], mask=m, other=0.0)
             c = tl.load(p_anchor + d + o_d, mask=o_d < D - d, other=0.0, cache_modifier=".cg")
             x = tl.where(real[:, None], raw.to(tl.float32) - c[None, :], 0.0)
-            acc = tl.fma(x, x, acc)
+            acc += x * x
             tl.store(p_copy + o_r.to(tl.int64)[:, None] * D + (d + o_d)[None, :], x.to(raw.dtype), mask=m)
         tl.store(p_norm + o_r, tl.sum(acc, 1), mask=real)

@@ -21,7 +21,7 @@ def q64_of(p_x, s_row, o_r, j, D: tl.constexpr, WR: tl.constexpr, BD: tl.constex
         other = tl.load(p_x + j * s_row + d + o_d, mask=m, other=0.0).to(tl.float64)
         mine = tl.load(p_x + o_r[:, None] * s_row + (d + o_d)[None, :], mask=m[None, :], other=0.0).to(tl.float64)
         gap = mine - other[None, :]
-        acc = tl.fma(gap, gap, acc)
+        acc += gap * gap
     return tl.sum(acc, 1)
 
 
@@ -308,8 +308,7 @@ def resolve_in_blocks(
     JUMPS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """The same for more tokens, through memory: pointers take the place of p_par and p_best, ordinals + 1 that of
-    p_cen."""
+    """The same for more tokens, through memory: pointers take the place of p_par, ordinals + 1 that of p_cen."""
     root = tl.full((), NP, tl.int32)
     if not RELEASED:
         top = tl.full((), -0x7FFFFFFFFFFFFFFF, tl.int64)
@@ -336,7 +335,6 @@ def resolve_in_blocks(
             parent = tl.where(parent < 0, root, parent)
             parent = tl.where(i == root, -1, parent)
         parent = tl.minimum(parent, n - 1)
-        tl.debug_barrier()  # warps with copies of this block have read what is overwritten
         tl.store(p_parent + i, tl.where(exists, parent, -1).to(tl.int64), mask=m)
         chosen = center.to(tl.int32)
         ordinal = total + tl.cumsum(chosen, 0)
@@ -345,16 +343,11 @@ def resolve_in_blocks(
         tl.store(p_cen + i, tl.where(center, ordinal, 0), mask=m)
         tl.store(p_par + i, tl.where(center | (parent < 0) | (exists == 0), i, parent), mask=m)
     tl.debug_barrier()
-    for _ in range((JUMPS + 1) // 2):  # there and back: nothing is read that is being written
+    for _ in range(JUMPS):  # a pointer that has jumped already only leads further up
         for i0 in range(0, n, BLOCK):
             i = i0 + tl.arange(0, BLOCK)
             pointer = tl.load(p_par + i, mask=i < n, other=0, cache_modifier=".cg")
-            tl.store(p_best + i, tl.load(p_par + pointer, cache_modifier=".cg").to(tl.int64), mask=i < n)
-        tl.debug_barrier()
-        for i0 in range(0, n, BLOCK):
-            i = i0 + tl.arange(0, BLOCK)
-            pointer = tl.load(p_best + i, mask=i < n, other=0, cache_modifier=".cg")
-            tl.store(p_par + i, tl.load(p_best + pointer, cache_modifier=".cg").to(tl.int32), mask=i < n)
+            tl.store(p_par + i, tl.load(p_par + pointer, cache_modifier=".cg"), mask=i < n)
         tl.debug_barrier()
     for i0 in range(0, n, BLOCK):
         i = i0 + tl.arange(0, BLOCK)
