@@ -140,7 +140,6 @@ class _Forward(Current):
     run: Run | DecodingStep | None = None
     prompt: "Prompt | None" = None
     packing: "Packing | None" = None
-    inside: bool = False  # the model's forward
 
 
 class Handle:
@@ -207,7 +206,7 @@ class Handle:
 
     def _install(self) -> None:
         owner, decoder, add = self.adapter.owner, self.adapter.decoder, self._hooks.append
-        for hook in self.adapter.watch(self._tokens, lambda: self._now.inside):
+        for hook in self.adapter.watch(self._tokens):
             add(hook)
         add(owner.register_forward_pre_hook(untraced(self._before_model), with_kwargs=True))
         add(owner.register_forward_hook(untraced(self._after_model), always_call=True))
@@ -237,7 +236,6 @@ class Handle:
                 "DistributedDataParallel with one process a device, or one device"
             )
         self._forget()
-        self._now.inside = True
         arguments = self.adapter.arguments(args, kwargs)
         ids, mask, cache = arguments.get("input_ids"), arguments.get("attention_mask"), caches.given(arguments)
         caches.check_cache(cache)
@@ -272,7 +270,6 @@ class Handle:
 
     def _after_model(self, *_: Any) -> None:
         now = self._now
-        now.inside = False
         if now.prompt is not None or now.run is not None or self._tokens:
             self._forget()
 

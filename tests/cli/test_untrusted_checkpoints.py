@@ -80,7 +80,7 @@ def test_an_index_of_safetensors_that_names_something_else(model: Make, mark: Pa
     index = {"metadata": {}, "weight_map": {"lm_head.weight": name}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     assert refusal(folder, mark) == (
-        f"--model: FOLDER has its weights in {name}, expected safetensors beside their index"
+        f"--model: FOLDER has its weights in {name}; expected safetensors files next to their index"
     )
 
 
@@ -97,7 +97,7 @@ def test_an_adapter_of_peft(model: Make, mark: Path) -> None:
     (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "somebody/else"}))
     (folder / "adapter_model.bin").write_bytes(pickle.dumps(Payload(mark)))
     said = refusal(folder, mark)
-    assert said == "--model: FOLDER has an adapter of PEFT beside its weights; merge it into them first"
+    assert said == "--model: FOLDER has a PEFT adapter; merge it into the weights first"
 
 
 @pytest.mark.parametrize("file", ["config.json", "processor_config.json", "tokenizer_config.json"])

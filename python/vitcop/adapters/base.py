@@ -3,7 +3,7 @@
 import functools
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, MutableSequence, Sequence
+from collections.abc import Iterable, MutableSequence, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -139,11 +139,9 @@ class Adapter(ABC):
     def check_options(self, arguments: dict[str, Any]) -> None:  # noqa: B027
         """Raise NotImplementedError for options of a call of the model that cannot be followed."""
 
-    def watch(
-        self, tower_outputs: MutableSequence[VisualTokens], inside: Callable[[], bool] = lambda: False
-    ) -> Iterable[Removable]:
-        """Hook the vision side: whatever encodes images or videos appends their tokens to `tower_outputs`. Outside of a
-        forward of the model they are known by the features that it returns, too."""
+    def watch(self, tower_outputs: MutableSequence[VisualTokens]) -> Iterable[Removable]:
+        """Hook the vision side: whatever encodes images or videos appends their tokens to `tower_outputs`, and they are
+        known by the features that it returns."""
 
         def begin(kind: str, call: inspect.BoundArguments) -> bool:
             if self.encodings:  # called by the other
@@ -159,8 +157,7 @@ class Adapter(ABC):
             if output is not None and encoding.tokens is not None:
                 self.finish(encoding)
                 tower_outputs.append(encoding.tokens)
-                if not inside():
-                    self._encoded.put(output, encoding.tokens)
+                self._encoded.put(output, encoding.tokens)
 
         yield from self.watch_tower()
         for model in self.generators:

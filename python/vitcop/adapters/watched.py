@@ -54,7 +54,7 @@ class WatchedLayer(Watched):
             seen.put("query", rows(output))
 
         def keep_keys(module: nn.Module, args: Any, output: Tensor) -> None:
-            seen.put("keys", detached(output))
+            seen.put("keys", output.detach())
 
         def keep_output(module: nn.Module, args: Any, output: Any) -> None:
             seen.put("output", output[0] if isinstance(output, tuple) else output)
