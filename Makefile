@@ -39,7 +39,7 @@ test-vllm: $(VENV)-vllm/.installed
 	PYTHONPATH=tests/serving/torchvision_stub $(VENV)-vllm/bin/python -m pytest tests/serving
 
 # The documentation site, into build/site; a warning is an error. Includes the notebook, which is executed first.
-docs: $(VENV)/.installed-docs
+docs: build
 	$(BIN)/python -m pytest tests/test_docs.py tests/cli/test_notebook.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
@@ -131,10 +131,6 @@ wheel: build
 
 build: $(VENV)/.installed
 
-$(VENV)/.installed-docs: $(VENV)/.installed
-	$(PIP) install -e ".[docs]" --no-build-isolation
-	touch $@
-
 $(VENV)/.installed-eval: $(VENV)/.installed tests/evaluation/requirements.txt
 	$(PIP) install --no-deps -r tests/evaluation/requirements.txt
 	touch $@
@@ -149,7 +145,7 @@ clean:
 	touch $@
 
 $(VENV)/.installed: $(VENV)/.torch pyproject.toml $(NATIVE)
-	$(PIP) install --no-build-isolation -e ".[test,dev]"
+	$(PIP) install --no-build-isolation -e ".[test,dev,docs]"
 	touch $@
 
 $(VENV)-4/.installed: $(VENV)-4/.torch $(VENV)/.installed

@@ -42,6 +42,33 @@ def pickled(cache: Any) -> Any:
     return torch.load(buffer, weights_only=False)
 
 
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_decoding_a_padded_batch_is_the_same_in_every_grad_mode_and_with_more_rows(implementation: str) -> None:
+    model = FAMILY.build(layers=4)
+    model.set_attn_implementation(implementation)
+    inputs = FAMILY.batch([FAMILY.prompt(1), FAMILY.prompt(2), FAMILY.prompt(0)])
+    token = torch.tensor([[11], [12], [13]])
+
+    def logits(prefill: Any, step: Any) -> torch.Tensor:
+        mask = inputs["attention_mask"]
+        with vitcop.prune(model, METHOD):
+            with prefill():
+                cache = model(**inputs, use_cache=True).past_key_values
+            mask, found = torch.cat([mask, mask.new_ones(3, 1)], 1), []
+            with step():
+                found.append(model(input_ids=token, attention_mask=mask, past_key_values=cache).logits)
+            cache.batch_repeat_interleave(2)
+            mask = torch.cat([mask, mask.new_ones(3, 1)], 1).repeat_interleave(2, 0)
+            with torch.no_grad():
+                rows = model(input_ids=token.repeat_interleave(2, 0), attention_mask=mask, past_key_values=cache).logits
+        return torch.cat([*found, rows[::2], rows[1::2]]).detach().clone()
+
+    want = logits(torch.enable_grad, torch.enable_grad)  # layers with masks of their own
+    for prefill in (torch.no_grad, torch.inference_mode):
+        for step in (torch.no_grad, torch.inference_mode):
+            assert torch.equal(logits(prefill, step), want)
+
+
 CHANGES: dict[str, tuple[Any, list[int]]] = {
     "reorder": (changed("reorder_cache", torch.tensor([2, 0, 1])), [2, 0, 1]),
     "select": (changed("batch_select_indices", torch.tensor([0, 2])), [0, 2]),

@@ -49,12 +49,14 @@ class DecodingStep:
 
     def _mask(self, state: Pruned, columns: int) -> Tensor:
         """[B, 1, 1, columns]"""
-        if state.mask is None or state.mask.shape[3] < columns or state.mask.dtype != self._mask_dtype:
+        mask = state.mask
+        fits = mask is not None and mask.shape[0] == self._batch and mask.shape[3] >= columns
+        if mask is None or not fits or mask.dtype != self._mask_dtype:
             allowed = torch.ones(self._batch, 1, 1, columns + SLACK, dtype=torch.bool, device=self._device)
             if state.valid is not None:
                 allowed[:, 0, 0, : state.valid.shape[1]] = state.valid
-            state.mask = allowed if self._kind == "sdpa" else additive(allowed, self._dtype)
-        return state.mask[..., :columns]
+            state.mask = mask = allowed if self._kind == "sdpa" else additive(allowed, self._dtype)
+        return mask[..., :columns]
 
 
 class _Change:
