@@ -5,7 +5,8 @@ from vitcop.compare import TINY_PICTURE, TINY_PROMPT
 from vitcop.images import open_image
 from vitcop.loading import TINY
 
-model, processor = LlavaForConditionalGeneration.from_pretrained(TINY), AutoProcessor.from_pretrained(TINY)
+model = LlavaForConditionalGeneration.from_pretrained(TINY, use_safetensors=True)
+processor = AutoProcessor.from_pretrained(TINY, trust_remote_code=False)
 message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": TINY_PROMPT}]}
 prompt = processor.apply_chat_template([message], add_generation_prompt=True)
 inputs = processor(images=open_image(TINY_PICTURE), text=prompt, return_tensors="pt")
