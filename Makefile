@@ -148,8 +148,10 @@ $(VENV)/.installed: $(VENV)/.torch pyproject.toml $(NATIVE)
 	$(PIP) install --no-build-isolation -e ".[test,dev,docs]"
 	touch $@
 
+# VITCOP_NATIVE=0: the kernels are there already, built by the same Python and torch.
 $(VENV)-4/.installed: $(VENV)-4/.torch $(VENV)/.installed
-	$(VENV)-4/bin/python -m pip --disable-pip-version-check install --no-build-isolation -e ".[test]" "$(TRANSFORMERS_4)"
+	VITCOP_NATIVE=0 $(VENV)-4/bin/python -m pip --disable-pip-version-check install --no-build-isolation \
+		-e ".[test]" "$(TRANSFORMERS_4)"
 	touch $@
 
 # vLLM and torchvision without their dependencies: see the requirements. torch is there first, and stays.
@@ -158,5 +160,5 @@ $(VENV)-vllm/.installed: $(VENV)-vllm/.torch $(VENV)/.installed tests/serving/re
 	$(VENV)-vllm/bin/python -m pip --disable-pip-version-check install \
 		-c $(VENV)-vllm/constraints.txt -r tests/serving/requirements.txt
 	$(VENV)-vllm/bin/python -m pip --disable-pip-version-check install --no-deps $(VLLM)
-	$(VENV)-vllm/bin/python -m pip --disable-pip-version-check install --no-deps --no-build-isolation -e .
+	VITCOP_NATIVE=0 $(VENV)-vllm/bin/python -m pip --disable-pip-version-check install --no-deps --no-build-isolation -e .
 	touch $@
