@@ -109,7 +109,7 @@ def test_the_whole_model_with_breaks_at_the_hooks(family: Family, compiler: Comp
     hook = model.lm_head.register_forward_hook(torch.compiler.disable(lambda *_: graphs.append(compiler.graphs)))
     assert_same(run(family, model), expected)
     hook.remove()
-    assert graphs[0] >= 4 and graphs[-1] == graphs[-2] == graphs[-3]
+    assert graphs[0] >= 4 and graphs[-1] == graphs[-2]
 
 
 @pytest.mark.feature("compiled vision tower")
