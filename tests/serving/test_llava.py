@@ -114,10 +114,8 @@ def test_embeddings_are_served_as_they_come(engine: Engine, truth: HuggingFace) 
     ask, kept = Ask(QUESTIONS[1], (10,), 48), []
     decoder = truth.model.model.language_model
     with vitcop.prune(truth.model, VisionOnly(retain=48), budget_per="image"), torch.no_grad():
-        # Behind vitcop's own hook: what it left.
-        hook = decoder.layers[0].register_forward_pre_hook(
-            lambda m, args, kwargs: kept.append(args[0] if args else kwargs["hidden_states"]), with_kwargs=True
-        )
+        # Inside the layer: what vitcop left.
+        hook = decoder.layers[0].input_layernorm.register_forward_pre_hook(lambda m, args: kept.append(args[0]))
         truth.model(**truth.inputs(ask))
         hook.remove()
     begin = truth.inputs(ask)["input_ids"][0].tolist().index(IMAGE)
