@@ -1,41 +1,14 @@
 """prune_sequence on a GPU: the launches of the ops that it is composed of, one after another."""
 
-import torch
-from torch import Tensor
-
 from vitcop_kernels._aot import AotSpec
 from vitcop_kernels.ops.compact_sequence.kernel import compact_sequence
 from vitcop_kernels.ops.expand_plan.kernel import expand_plan
 from vitcop_kernels.ops.plan_tokens.kernel import plan_tokens
 from vitcop_kernels.ops.select_tokens.kernel import select_tokens
 
+from .reference import composed
 
-def prune_sequence(
-    x: Tensor,
-    companions: list[Tensor],
-    slots: Tensor,
-    scores: Tensor,
-    budget: int,
-    labels: Tensor | None = None,
-    valid: Tensor | None = None,
-    *,
-    num_clusters: int = 0,
-    quota: str = "exact",
-    merge: str = "mean",
-    largest: bool = False,
-    out_len: int,
-) -> tuple[Tensor, list[Tensor], Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    perm = offsets = merged = None
-    if labels is None:
-        anchors = select_tokens(scores, budget, largest=largest)
-    else:
-        perm, offsets, anchors, merged = plan_tokens(labels, scores, num_clusters, budget, quota=quota)
-    whole = expand_plan(slots, anchors, perm, offsets, merged, valid, num_slots=x.shape[-2], out_len=out_len)
-    y, gathered = compact_sequence(x, companions, *whole[:4], merge=merge)
-    if perm is None or offsets is None or merged is None:
-        perm, offsets = (slots.new_empty((*slots.shape[:-1], 0)) for _ in range(2))
-        merged = perm.new_empty(perm.shape, dtype=torch.bool)
-    return y, gathered, whole[2], whole[5], anchors, perm, offsets, merged
+prune_sequence = composed(select_tokens, plan_tokens, expand_plan, compact_sequence)
 
 
 def aot_specs() -> list[AotSpec]:

@@ -8,9 +8,9 @@ from vitcop_kernels._library import register
 from vitcop_kernels.ops.compact_sequence.op import check_companions
 
 from . import reference
+from .reference import Outputs
 
 OP = "prune_sequence"
-Outputs = tuple[Tensor, list[Tensor], Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 def check(
