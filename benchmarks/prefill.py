@@ -16,9 +16,9 @@ import torch
 
 import vitcop
 from benchmarks.harness import write_results
-from benchmarks.llava import TEXT_TOKENS, Size, build, prompt
 from vitcop import ViTCoP
 from vitcop.methods.replay import Replay
+from vitcop.sized_llava import TEXT_TOKENS, Size, build, prompt
 from vitcop_kernels.bench.statistics import Summary, summary
 
 TARGET = 1.02

@@ -1,10 +1,10 @@
 """LLaVAs of any size with random weights, and prompts for them; nothing is downloaded."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 IMAGE_TOKEN, VOCAB, TEXT_TOKENS = 31999, 32000, 57
 PATCH = 14
@@ -30,8 +30,11 @@ class Size:
         return self.side**2
 
 
-def build(size: Size, dtype: torch.dtype = torch.float32) -> LlavaForConditionalGeneration:
-    """The decoder's layers share one set of weights: it fits in memory, and every layer still does its full work."""
+def build(size: Size, dtype: torch.dtype = torch.float32) -> Any:
+    """A `LlavaForConditionalGeneration` in evaluation mode. Its decoder layers share one set of weights, which saves
+    time and memory; each layer still does its full arithmetic."""
+    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+
     vision = CLIPVisionConfig(
         hidden_size=size.vision_width,
         intermediate_size=size.vision_inner,
@@ -47,9 +50,11 @@ def build(size: Size, dtype: torch.dtype = torch.float32) -> LlavaForConditional
         num_attention_heads=size.heads,
         vocab_size=size.vocab,
     )
-    torch.manual_seed(0)
-    config = LlavaConfig(vision_config=vision, text_config=text, image_token_id=size.vocab - 1)
-    model = LlavaForConditionalGeneration(config).to(dtype).eval()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        config = LlavaConfig(vision_config=vision, text_config=text, image_token_index=size.vocab - 1)
+        model: Any = LlavaForConditionalGeneration(config)
+    model = model.to(dtype).eval()
     decoder = model.model.language_model
     first = decoder.layers[0]
     for index in range(1, size.layers):
@@ -65,7 +70,10 @@ def build(size: Size, dtype: torch.dtype = torch.float32) -> LlavaForConditional
 def prompt(
     size: Size, text_tokens: int = TEXT_TOKENS, batch: int = 1, dtype: torch.dtype = torch.float32
 ) -> dict[str, Tensor]:
-    """Inputs of the model: one image each, about 60 % of the text before it, as LLaVA-1.5's template has it."""
+    """Inputs of the model: one image of noise per prompt, about 60 % of the text before it, as in LLaVA-1.5's template.
+
+    Returns `input_ids` and `attention_mask` `[batch, visual + text_tokens]` and `pixel_values` `[batch, 3, s, s]`.
+    """
     generator = torch.Generator().manual_seed(0)
     text = torch.randint(0, size.vocab - 1, (batch, text_tokens), generator=generator)
     before = round(text_tokens * 35 / TEXT_TOKENS)
