@@ -327,7 +327,8 @@ class Handle:
             return args, self._start(run, kwargs)
         if state.shift is not None:
             ids = self.adapter.text_positions(kwargs.get("position_ids"))
-            ids = torch.tensor([[caches.seen(cache)]], device=embeds.device) if ids is None else ids
+            if ids is None:
+                ids = torch.full((1, 1), caches.seen(cache), device=embeds.device)
             kwargs = {**kwargs, "position_ids": ids - state.shift}
         if state.padded:
             self._now.run = step = DecodingStep(kind, embeds, self._now)
