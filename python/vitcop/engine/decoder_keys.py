@@ -148,11 +148,7 @@ def queries(
 ) -> Tensor:
     """[B, H, M, d] queries of `rows`, as the attention of the layer compares them."""
     attention, norm = parts(layer)
-    query = _project(attention, norm(rows(hidden)), "q").to(hidden.device)
-    if getattr(attention, "use_rope", True):
-        cos, sin = (rows(t.expand(hidden.shape[0], -1, -1)) for t in embeddings)
-        query = _rotation(attention)(query, query, cos, sin)[0]
-    return query
+    return _queries(attention, norm(rows(hidden)).to(hidden.device), rows, embeddings)
 
 
 def query_and_keys(
@@ -162,13 +158,21 @@ def query_and_keys(
     attention, norm = parts(layer)
     normed = norm(hidden).to(hidden.device)  # a layer on another device leaves its results there
     keys = _project(attention, normed, "k").to(hidden.device)
-    query = _project(attention, rows(normed), "q").to(hidden.device)
     if getattr(attention, "use_rope", True):
         cos, sin = (t.expand(hidden.shape[0], -1, -1) for t in embeddings)
-        rotate = _rotation(attention)
-        keys = rotate(keys, keys, cos, sin)[1]
-        query = rotate(query, query, rows(cos), rows(sin))[0]
-    return query, keys
+        keys = _rotation(attention)(keys, keys, cos, sin)[1]
+    return _queries(attention, rows(normed), rows, embeddings), keys
+
+
+def _queries(
+    attention: Any, normed: Tensor, rows: Callable[[Tensor], Tensor], embeddings: tuple[Tensor, Tensor]
+) -> Tensor:
+    """[B, H, M, d] from `rows` of the normed hidden states, `[B, M, C]`."""
+    query = _project(attention, normed, "q").to(normed.device)
+    if getattr(attention, "use_rope", True):
+        cos, sin = (rows(t.expand(normed.shape[0], -1, -1)) for t in embeddings)
+        query = _rotation(attention)(query, query, cos, sin)[0]
+    return query
 
 
 class Kept:
