@@ -1,4 +1,4 @@
-"""torch.empty with a pattern and a redzone: kernels' reads of what nobody wrote are told from the others."""
+"""torch.empty with a fill pattern and a redzone, so that uninitialised and out-of-bounds reads are detected."""
 
 import ctypes
 import weakref

@@ -380,7 +380,7 @@ class Run:
 
     @property
     def _chooses_at_once(self) -> bool:
-        """Whether nobody else has a say in a choice, or needs to know how the sequence is shortened."""
+        """Whether `Sequence.choose` is possible: no other rank, no image budgets and no injected features."""
         return self._ranks is None and self.per_image is None and self.injection is None
 
     def _report(
