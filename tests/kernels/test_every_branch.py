@@ -16,7 +16,9 @@ from vitcop_kernels.testing.judge import verify
 from vitcop_kernels.testing.op import Arguments
 from vitcop_kernels.testing.table import TABLE
 
-pytestmark = pytest.mark.skipif(INTERPRETED, reason="the other tests have these cases, and cost enough")
+pytestmark = pytest.mark.skipif(
+    INTERPRETED, reason="run by `make emulate` and on a GPU; other tests cover these cases in the interpreter"
+)
 
 
 def drawn(op: str, dtype: torch.dtype, name: str) -> Arguments:
